@@ -1,0 +1,33 @@
+# make demo: the example site, on http://127.0.0.1:$(PORT)    make test: the whole suite
+PYTHON ?= python3
+PORT ?= 8000
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/example
+	@PORT=$(PORT) $(BIN)/python -m example_site
+
+test: $(VENV)/test
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pyright async_hooks
+	$(BIN)/lint-imports --config setup.cfg
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info
+
+# One file per extra says that it is installed, and is older than setup.cfg if it no longer is.
+$(VENV)/%: setup.cfg $(VENV)/python
+	$(BIN)/python -m pip install --quiet --editable '.[$*]'
+	@touch $@
+
+$(VENV)/python:
+	@$(PYTHON) -c 'import sys; sys.exit("async_hooks needs Python 3.11 or later; set PYTHON=…" * (sys.version_info < (3, 11)))'
+	$(PYTHON) -m venv $(VENV)
+	@touch $@

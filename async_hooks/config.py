@@ -1,0 +1,167 @@
+"""The configuration: declared once, read once, frozen."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from datetime import timedelta
+from typing import Any
+from urllib.parse import urlsplit
+
+from .errors import ConfigError
+
+PREFIX = "ASYNC_HOOKS_"
+
+
+class _Wrong(Exception):
+    """What was expected instead; becomes a ConfigError that names the key."""
+
+
+def _seconds(value: Any) -> float:
+    if isinstance(value, timedelta):
+        value = value.total_seconds()
+    if _is_number(value) and value > 0:
+        return float(value)
+    raise _Wrong("a positive number of seconds")
+
+
+def _grace(value: Any) -> float:
+    if isinstance(value, timedelta):
+        value = value.total_seconds()
+    if _is_number(value) and value >= 0:
+        return float(value)
+    raise _Wrong("a number of seconds, 0 or more")
+
+
+def _count(value: Any) -> int:
+    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+        return value
+    raise _Wrong("a positive whole number")
+
+
+def _url(value: Any) -> str | None:
+    if value is None:
+        return None
+    if isinstance(value, str):
+        parts = urlsplit(value)
+        clean = not (parts.query or parts.fragment or parts.username) and value.isprintable()
+        if parts.scheme in ("http", "https", "http+unix") and parts.netloc and clean:
+            return value.rstrip("/")
+    raise _Wrong("a base URL such as 'http://127.0.0.1:8000' or 'http+unix://%2Frun%2Fapp.sock'")
+
+
+def _path(value: Any) -> str:
+    clean = isinstance(value, str) and value.startswith("/") and value.isprintable()
+    if clean and (value == "/" or not value.endswith("/")):
+        return str(value).rstrip("/")
+    raise _Wrong("a path that starts, and does not end, with '/'")
+
+
+def _transport(value: Any) -> Any:
+    if value in ("loopback", "in_process", "eager") or callable(getattr(value, "send", None)):
+        return value
+    raise _Wrong("'loopback', 'in_process', 'eager' or an object with send(envelope)")
+
+
+def _fallback(value: Any) -> str | None:
+    if value is None or value == "in_process":
+        return value  # type: ignore[no-any-return]
+    raise _Wrong("'in_process' or None")
+
+
+def _verify(value: Any) -> bool | str:
+    if isinstance(value, (bool, str)):
+        return value
+    raise _Wrong("True, False or the path of a CA bundle, as in requests")
+
+
+def _headers(value: Any) -> dict[str, str]:
+    if isinstance(value, Mapping) and all(
+        isinstance(part, str) and part.isprintable() for item in value.items() for part in item
+    ):
+        return dict(value)
+    raise _Wrong("a dict of header names and values, without line breaks")
+
+
+def _auth(value: Any) -> Any:
+    pair = isinstance(value, (tuple, list)) and [type(part) for part in value] == [str, str]
+    if pair or value is None or callable(value):
+        return tuple(value) if pair else value
+    raise _Wrong("a (user, password) pair or a requests AuthBase object")
+
+
+def _name(value: Any) -> str | None:
+    if value is None or (isinstance(value, str) and value):
+        return value
+    raise _Wrong("a name")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and value < float("inf")
+
+
+def _key(default: Any, parse: Callable[[Any], Any]) -> Any:
+    return field(default=default, metadata={"parse": parse})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """Each field is the key ``ASYNC_HOOKS_<NAME>``; times are seconds or timedeltas."""
+
+    #: Base URL under which this machine reaches the app; None: found out.
+    url: str | None = _key(None, _url)
+    #: Where the endpoint is mounted: ``POST <prefix>/run``.
+    url_prefix: str = _key("/async-hooks", _path)
+    #: What carries an envelope: ``loopback``, ``in_process``, ``eager``, or an object with send().
+    transport: Any = _key("loopback", _transport)
+    #: What runs an envelope whose address is unknown or refuses the connection.
+    fallback: str | None = _key("in_process", _fallback)
+    #: Envelopes running at once per process, so that visitors keep their threads.
+    concurrency: int = _key(2, _count)
+    #: Launches waiting in memory; beyond it the fallback runs them, loudly.
+    queue_size: int = _key(1000, _count)
+    #: One attempt.
+    timeout: float = _key(30.0, _seconds)
+    #: How long a stop waits for waiting and running envelopes.
+    grace: float = _key(10.0, _grace)
+    #: Age of a token on the wire; 60 s of skew into the future are allowed.
+    max_age: float = _key(300.0, _seconds)
+    #: Size of an envelope's data.
+    max_bytes: int = _key(1024 * 1024, _count)
+    #: Launches from within runs from within runs ….
+    max_depth: int = _key(10, _count)
+    #: TLS trust of the loopback: True, False or a CA bundle's path.
+    verify: bool | str = _key(True, _verify)
+    #: Extra headers of the loopback.
+    headers: dict[str, str] = field(default_factory=dict, metadata={"parse": _headers})
+    #: Basic auth of the loopback.
+    auth: Any = _key(None, _auth)
+    #: Whom tokens are for; None: the app's name. Deployments that share a SECRET_KEY differ here.
+    audience: str | None = _key(None, _name)
+
+
+def read(mapping: Mapping[str, Any]) -> Config:
+    """Take the ``ASYNC_HOOKS_`` keys out of ``mapping``, e.g. ``app.config``.
+
+    :raises ConfigError: for an unknown key or a wrong value.
+    """
+    parsers = {PREFIX + f.name.upper(): f for f in fields(Config)}
+    values: dict[str, Any] = {}
+    for key, value in mapping.items():
+        if not key.startswith(PREFIX):
+            continue
+        if key not in parsers:
+            raise ConfigError(_unknown(key, list(parsers)))
+        try:
+            values[parsers[key].name] = parsers[key].metadata["parse"](value)
+        except _Wrong as wrong:
+            # No secret stands in the message: a password lies in AUTH, a credential in HEADERS.
+            got = "" if key in (PREFIX + "AUTH", PREFIX + "HEADERS") else f", got: {value!r}"
+            raise ConfigError(f"expected {key!r} to be {wrong}{got}") from None
+    return Config(**values)
+
+
+def _unknown(key: str, known: list[str]) -> str:
+    nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
+    return f"{key!r} is not a key of async_hooks. Did you mean {nearest!r}?"

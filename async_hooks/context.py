@@ -1,0 +1,110 @@
+"""What travels beside the data: who the visitor is, where the request came in, what else to carry.
+
+And what a run sees of itself: ``current_envelope``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
+from typing import Any, Protocol, cast
+
+from flask import Flask, has_request_context, request
+from werkzeug.local import LocalProxy
+
+from .envelope import Envelope, Origin
+from .errors import ConfigError
+from .snapshot import snapshot
+
+
+class RunningTask(Protocol):
+    """The run that this context belongs to. Launching is on while ``launching`` is true."""
+
+    envelope: Envelope
+    launching: bool
+
+    def send(self, task: type[Any], kwargs: Mapping[str, Any]) -> list[Any]: ...
+
+
+current_run: ContextVar[RunningTask] = ContextVar("async_hooks.run")
+
+#: The envelope that this request runs; falsy outside a run.
+current_envelope = cast(Envelope, LocalProxy(current_run, "envelope"))
+
+Capture = Callable[[], Any]
+Restore = Callable[[Any], Any]
+
+
+class Context:
+    """What one AsyncHooks captures in the triggering request and restores in the fresh one."""
+
+    def __init__(self) -> None:
+        self._identity: tuple[Capture, Restore] | None = None
+        self._carried: dict[str, tuple[Capture, Restore]] = {}
+
+    def set_identity(self, capture: Capture, restore: Restore) -> None:
+        self._identity = (capture, restore)
+
+    def add(self, name: str, capture: Capture, restore: Restore) -> None:
+        if name in self._carried:
+            raise ConfigError(f"{name!r} is already carried. Carry it once.")
+        self._carried[name] = (capture, restore)
+
+    def knows_visitors(self, app: Flask) -> bool:
+        return self._identity is not None or hasattr(app, "login_manager")
+
+    def visitor(self, app: Flask) -> Any:
+        """Return who is visiting, as JSON can carry it; None if anonymous or not in a request."""
+        if not has_request_context():
+            return None
+        if self._identity is not None:
+            return self._identity[0]()
+        return _flask_login_visitor() if hasattr(app, "login_manager") else None
+
+    def restore_visitor(self, app: Flask, user: Any) -> None:
+        """Make this request ``user``'s. Who it is then, :meth:`visitor` tells."""
+        if self._identity is not None:
+            if user is not None:
+                self._identity[1](user)
+        elif hasattr(app, "login_manager"):
+            _flask_login_restore(app.login_manager, user)
+
+    def capture(self, max_bytes: int) -> str:
+        """Return the rest of what is carried, as JSON text."""
+        if not self._carried:
+            return "{}"
+        values = {name: capture() for name, (capture, _) in self._carried.items()}
+        return snapshot(values, max_bytes=max_bytes)
+
+    def restore(self, carried: str) -> None:
+        """Restore what :meth:`capture` took. What this code no longer carries is left out."""
+        if carried == "{}":
+            return
+        for name, value in json.loads(carried).items():
+            if name in self._carried:
+                self._carried[name][1](value)
+
+
+def origin(app: Flask) -> Origin:
+    """Return this request's scheme, host and root as the app sees them, else the configured."""
+    if has_request_context():
+        return Origin(request.scheme, request.host, request.environ.get("SCRIPT_NAME", ""))
+    config = app.config
+    trusted = [host.lstrip(".") for host in config.get("TRUSTED_HOSTS") or ()]
+    host = config.get("SERVER_NAME") or (trusted[0] if trusted else "localhost")
+    root = config["APPLICATION_ROOT"]
+    return Origin(config["PREFERRED_URL_SCHEME"], host, root.rstrip("/"))
+
+
+def _flask_login_visitor() -> Any:
+    from flask_login import current_user
+
+    return current_user.get_id() if current_user.is_authenticated else None
+
+
+def _flask_login_restore(manager: Any, user: Any) -> None:
+    # Flask-Login's own way of telling a request whose it is, without a login: no session is
+    # written and no user_logged_in is sent.
+    loaded = manager._user_callback(user) if user is not None else None
+    manager._update_request_context_with_user(loaded)

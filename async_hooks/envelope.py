@@ -1,0 +1,60 @@
+"""The envelope: one piece of deferred work, as a frozen value."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass, replace
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """The triggering request as the app saw and trusted it, so that ``url_for`` comes out right."""
+
+    scheme: str
+    host: str
+    root: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Envelope:
+    """One piece of deferred work. Its ``id`` stays the same over all attempts.
+
+    ``body`` and ``carried`` are JSON texts: a snapshot that no later change can reach.
+    ``user`` is what the identity's ``capture`` returned, None for an anonymous visitor.
+    ``parent_id`` and ``receiver`` are set on the children of a fan-out only.
+    """
+
+    id: str
+    task: str
+    body: str
+    attempt: int = 1
+    depth: int = 0
+    user: Any = None
+    carried: str = "{}"
+    origin: Origin = Origin("http", "localhost", "")
+    parent_id: str | None = None
+    receiver: str | None = None
+    priority: int = 10
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """The task's data, decoded anew at each call."""
+        data: dict[str, Any] = json.loads(self.body)
+        return data
+
+    def for_receiver(self, name: str) -> Envelope:
+        """The child that reaches only the receiver ``name``.
+
+        Its id follows from the parent's, so splitting twice yields the same children.
+        """
+        digest = hashlib.sha256(f"{self.id}:{name}".encode())
+        child_id = digest.hexdigest()[:32]
+        return replace(self, id=child_id, parent_id=self.id, receiver=name, attempt=1)
+
+
+def new_id() -> str:
+    """128 random bits in 32 hexadecimal digits."""
+    return os.urandom(16).hex()

@@ -1,0 +1,157 @@
+"""What happens to an envelope in its fresh request: restore, run, verdict.
+
+A run enters the app as a WSGI call whose environ holds the :class:`Run`. ``restore`` is called
+when Flask starts that request, before anything of the app's own; ``execute`` is the view.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from flask import Flask, Response, abort, request
+
+from .envelope import Envelope
+from .errors import AsyncHooksError
+from .receivers import call, find_receiver, receivers_of
+from .signals import emit, task_failed, task_started, task_succeeded
+from .state import State
+from .task import AsyncTask, Discard, Retry, admits, async_signal
+from .verdict import Outcome, Verdict
+
+#: Where a Run lies in its request's environ. No client can put one there: theirs are strings.
+RUN = "async_hooks.run"
+
+#: The route's endpoint, and the task that only asks whether this is the right place.
+ENDPOINT = "async_hooks.run"
+PING = "async_hooks.ping"
+
+logger = logging.getLogger("async_hooks")
+
+
+class Run:
+    """One attempt at one envelope, from its verification to its verdict."""
+
+    def __init__(self, state: State, envelope: Envelope) -> None:
+        self.state = state
+        self.envelope = envelope
+        self.launching = False
+        self.anonymous = True
+        self.verdict: Verdict | None = None
+        self.exception: Exception | None = None
+        self._children: set[str] = set()
+
+    def send(self, task: type[AsyncTask], kwargs: Mapping[str, Any]) -> list[Any]:
+        """Reach the receivers of the task's async signal: the only one here, several elsewhere."""
+        if not self.launching:
+            raise AsyncHooksError("'send' works inside run_action, not after it.")
+        receivers = receivers_of(self.state, task, anonymous=self.anonymous)
+        if self.envelope.receiver is not None:
+            receivers = {self.envelope.receiver: _wanted(receivers, self.envelope.receiver, task)}
+        if len(receivers) > 1:
+            self._split(receivers)
+            return []
+        if not receivers and task.run_action is AsyncTask.run_action:
+            _report_unheard(self.state, task)
+        return [call(self.state.app, receiver, kwargs) for receiver in receivers.values()]
+
+    def _split(self, receivers: Mapping[str, Any]) -> None:
+        for name in receivers:
+            child = self.envelope.for_receiver(name)
+            if child.id not in self._children:
+                self._children.add(child.id)
+                self.state.launcher.hand_over(child)
+
+
+def restore(app: Flask) -> None:
+    """Make this request the envelope's: its visitor, what it carries, its route."""
+    run: Run | None = request.environ.get(RUN)
+    if run is None:
+        return
+    # The token decided where this goes; no catch-all rule, subdomain or host has a say.
+    rule = next(app.url_map.iter_rules(ENDPOINT))
+    request.url_rule, request.view_args, request.routing_exception = rule, {}, None
+    _exempt_from_csrf(app)
+    context = run.state.context
+    context.restore(run.envelope.carried)
+    context.restore_visitor(app, run.envelope.user)
+    run.anonymous = context.visitor(app) is None
+
+
+def execute() -> Response:
+    """Run the envelope of this request; the view behind the endpoint."""
+    run: Run | None = request.environ.get(RUN)
+    if run is None:
+        abort(404)
+    task = run.state.task_of(run.envelope)
+    if run.envelope.task == PING:
+        run.verdict = Verdict(Outcome.COMPLETED)
+    elif task is None:
+        run.verdict = Verdict(Outcome.UNKNOWN, _unknown(run.envelope))
+    elif not admits(task.auth_level, anonymous=run.anonymous):
+        run.verdict = Verdict(Outcome.DISCARDED, "The visitor it was launched for is gone.")
+    else:
+        _attempt(run, task)
+    return Response(status=204)
+
+
+def _attempt(run: Run, task: type[AsyncTask]) -> None:
+    app, envelope = run.state.app, run.envelope
+    emit(task_started, app, envelope=envelope)
+    try:
+        run.launching = True
+        try:
+            result = task().run_action(envelope.data)
+        finally:
+            run.launching = False
+    except Exception as error:
+        run.exception = error
+        run.verdict = _verdict_on(error)
+        emit(task_failed, app, envelope=envelope, exception=error)
+        if not isinstance(error, (Retry, Discard)):
+            raise  # to the app's error handlers, and to Flask's log
+    else:
+        run.verdict = Verdict(Outcome.COMPLETED)
+        emit(task_succeeded, app, envelope=envelope, result=result)
+
+
+def _verdict_on(error: Exception) -> Verdict:
+    text = f"{type(error).__name__}: {error}"
+    if isinstance(error, Retry):
+        return Verdict(Outcome.RETRY, text, error.after)
+    return Verdict(Outcome.DISCARDED if isinstance(error, Discard) else Outcome.FAILED, text)
+
+
+def _wanted(receivers: Mapping[str, Any], name: str, task: type[AsyncTask]) -> Any:
+    receiver = find_receiver(receivers, name)
+    if receiver is None:
+        raise AsyncHooksError(
+            f"No receiver {name!r} is connected to {async_signal(task.action).name!r}. "
+            "Is its module imported by your app factory?"
+        )
+    return receiver
+
+
+def _unknown(envelope: Envelope) -> str:
+    return (
+        f"No task is registered under the name {envelope.task!r}. "
+        "Is its module imported by your app factory?"
+    )
+
+
+def _report_unheard(state: State, task: type[AsyncTask]) -> None:
+    if task.name not in state.unheard:
+        state.unheard.add(task.name)
+        logger.warning(
+            "Task %r ran and reached no receiver. Connect one to %r, or override run_action.",
+            task.name,
+            async_signal(task.action).name,
+        )
+
+
+def _exempt_from_csrf(app: Flask) -> None:
+    # A token proves more than a CSRF token does. Flask-WTF may be set up after us: ask late.
+    exempt = getattr(app.extensions.get("csrf"), "exempt", None)
+    if exempt is not None:
+        exempt(app.view_functions[ENDPOINT])

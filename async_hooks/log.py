@@ -1,0 +1,74 @@
+"""The log lines: one subscriber words what the lifecycle signals say."""
+
+from __future__ import annotations
+
+import logging
+import re
+from typing import Any
+
+from .envelope import Envelope
+from .errors import TransportError
+from .signals import (
+    task_discarded,
+    task_failed,
+    task_launched,
+    task_rejected,
+    task_started,
+    task_succeeded,
+)
+
+logger = logging.getLogger("async_hooks")
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
+
+def one_line(text: object) -> str:
+    """Return ``text`` with its control characters spelled out, so that it can't forge a line."""
+    return _CONTROL.sub(lambda match: repr(match[0])[1:-1], str(text))
+
+
+def subscribe() -> None:
+    """Connect the wording to the signals; once per process is enough, more does no harm."""
+    task_launched.connect(_launched, weak=False)
+    task_started.connect(_started, weak=False)
+    task_succeeded.connect(_succeeded, weak=False)
+    task_failed.connect(_failed, weak=False)
+    task_discarded.connect(_discarded, weak=False)
+    task_rejected.connect(_rejected, weak=False)
+
+
+def _launched(sender: Any, /, *, envelope: Envelope) -> None:
+    logger.debug("%s was launched.", _named(envelope))
+
+
+def _started(sender: Any, /, *, envelope: Envelope) -> None:
+    logger.debug("%s started.", _named(envelope))
+
+
+def _succeeded(sender: Any, /, *, envelope: Envelope, result: Any) -> None:
+    logger.info("%s succeeded.", _named(envelope))
+
+
+def _failed(sender: Any, /, *, envelope: Envelope, exception: BaseException) -> None:
+    if envelope.attempt == 0:
+        # Nobody else will show where it came from: the signal's sender goes on.
+        logger.error("%s could not be launched.", _named(envelope), exc_info=exception)
+    elif isinstance(exception, TransportError):
+        logger.error("%s was not delivered: %s", _named(envelope), one_line(exception))
+    else:
+        # The traceback stands in Flask's own line, as for any view that raises.
+        kind = type(exception).__name__
+        logger.error("%s failed: %s: %s", _named(envelope), kind, one_line(exception))
+
+
+def _discarded(sender: Any, /, *, envelope: Envelope, error: str) -> None:
+    logger.error("%s was discarded: %s", _named(envelope), one_line(error))
+
+
+def _rejected(sender: Any, /, *, envelope: Envelope | None, reason: str) -> None:
+    logger.warning("The endpoint refused a request: %s", one_line(reason))
+
+
+def _named(envelope: Envelope) -> str:
+    receiver = f", receiver {envelope.receiver!r}" if envelope.receiver is not None else ""
+    return f"Task {envelope.task!r}{receiver} (envelope {envelope.id}, attempt {envelope.attempt})"

@@ -1,0 +1,79 @@
+"""The tasks and receivers that an AsyncHooks knows, by the names that travel."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Generic, Protocol, TypeVar
+
+from .errors import ConfigError
+
+
+class Named(Protocol):
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def aliases(self) -> Iterable[str]: ...
+
+
+T = TypeVar("T", bound=Named)
+
+
+class Names(Generic[T]):
+    """Entries by name, each remembered with the generation it was added in.
+
+    An app factory that runs twice on one AsyncHooks defines its local classes twice. Each app
+    then keeps those that were made for it: a generation begins with each ``init_app``.
+    """
+
+    def __init__(self, kind: str) -> None:
+        self._kind = kind
+        self._entries: dict[str, dict[int, T]] = {}
+
+    def add(self, entry: T, *, generation: int, local: bool) -> bool:
+        """Add ``entry`` under its name and aliases; return whether it is new.
+
+        ``local`` says that a factory may define it again.
+
+        :raises ConfigError: if another entry has the name.
+        """
+        if entry in self._entries.get(entry.name, {}).values():
+            return False
+        for name in (entry.name, *entry.aliases):
+            versions = self._entries.get(name, {})
+            if versions and (not local or generation in versions):
+                raise ConfigError(
+                    f"{name!r} is already the name of another {self._kind}. "
+                    "Give one of them a 'name' of its own."
+                )
+        for name in (entry.name, *entry.aliases):
+            self._entries.setdefault(name, {})[generation] = entry
+        return True
+
+    def find(self, name: str, generation: int) -> T | None:
+        """Return what ``name`` means to the app of ``generation``."""
+        versions = self._entries.get(name)
+        if not versions:
+            return None
+        older = [key for key in versions if key <= generation]
+        return versions[max(older) if older else min(versions)]
+
+
+class Registry:
+    """What was registered on one AsyncHooks; ``generation`` counts its apps."""
+
+    def __init__(self) -> None:
+        self.generation = 0
+        self.tasks: Names[Any] = Names("task")
+        self.receivers: Names[Any] = Names("receiver")
+
+
+class Owned(Protocol):
+    """A connected callable that keeps out of apps that are not its registry's.
+
+    Signals are global and apps are not: every app's connections are there for every send.
+    """
+
+    def __call__(self, sender: Any, /, **kwargs: Any) -> Any: ...
+
+    def belongs_to(self, registry: Registry, generation: int) -> bool: ...

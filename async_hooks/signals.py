@@ -1,0 +1,35 @@
+"""The lifecycle signals: what happens to an envelope, told to whoever listens.
+
+The sender is always the app. A listener that raises is logged and ignored.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from blinker import Namespace, Signal
+from flask import Flask
+
+_signals = Namespace()
+
+task_launched = _signals.signal("task_launched")
+task_started = _signals.signal("task_started")
+task_succeeded = _signals.signal("task_succeeded")
+task_failed = _signals.signal("task_failed")
+task_retrying = _signals.signal("task_retrying")
+task_discarded = _signals.signal("task_discarded")
+task_rejected = _signals.signal("task_rejected")
+
+
+def emit(signal: Signal, app: Flask, /, **facts: Any) -> None:
+    """Send ``facts`` to every listener of ``signal``, whatever one of them does."""
+    if not signal.receivers:
+        return
+    for listener in signal.receivers_for(app):
+        try:
+            listener(app, **facts)
+        except Exception:
+            logging.getLogger("async_hooks").exception(
+                "A listener of %s raised; the task goes on.", getattr(signal, "name", signal)
+            )

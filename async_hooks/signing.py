@@ -1,0 +1,161 @@
+"""Tokens and verdicts on the wire: signed text, verified before anything in it is believed.
+
+A token is ``<JSON>.<signature>``. The signature is HMAC-SHA256 under a key derived from the
+app's ``SECRET_KEY`` and a salt of our own, so no other token of that key can be taken for one
+of ours. Everything that decides anything (version, audience, id, attempt, depth, issued_at)
+stands inside. The data is readable: signing is not encryption.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from flask import Flask
+from itsdangerous import BadSignature, Signer
+from itsdangerous.encoding import base64_decode, base64_encode
+
+from .envelope import Envelope, Origin
+from .errors import ConfigError, TokenError, TokenExpired
+from .verdict import ERROR_LENGTH, Outcome, Verdict
+
+#: The version of the wire format; a pinned test holds its bytes.
+VERSION = 1
+
+#: Seconds that the sender's clock may be ahead of the endpoint's.
+SKEW = 60.0
+
+
+class WrongVersion(TokenError):
+    """A token is genuine but written by a version of the library that this one can't read."""
+
+
+class Signing:
+    """Signs and verifies for one app. Keys are read at each use, so that they can rotate."""
+
+    def __init__(self, app: Flask, audience: str | None) -> None:
+        if not app.secret_key:
+            raise ConfigError(
+                "'SECRET_KEY' is not set, so nothing can be signed. Set it to a random value, "
+                "e.g. from: python -c 'import secrets; print(secrets.token_hex())'"
+            )
+        self._app = app
+        self._audience = audience if audience is not None else app.name
+
+    def sign(self, envelope: Envelope, *, now: float) -> bytes:
+        """Return the token of ``envelope``, issued at ``now`` (seconds since the epoch)."""
+        origin = envelope.origin
+        head = {
+            "v": VERSION,
+            "aud": self._audience,
+            "iat": round(now, 3),
+            "id": envelope.id,
+            "task": envelope.task,
+            "attempt": envelope.attempt,
+            "depth": envelope.depth,
+            "origin": [origin.scheme, origin.host, origin.root],
+        }
+        for key, value in (
+            ("user", envelope.user),
+            ("parent", envelope.parent_id),
+            ("receiver", envelope.receiver),
+        ):
+            if value is not None:
+                head[key] = value
+        # The two texts are JSON already: they are put in as they are, not decoded and encoded.
+        text = f'{_json(head)[:-1]},"carried":{envelope.carried},"data":{envelope.body}}}'
+        return self._signer(b"token").sign(text)
+
+    def verify(self, token: bytes, *, now: float, max_age: float) -> Envelope:
+        """Return the envelope of ``token``.
+
+        :raises TokenError: if it is not a token of this app for this audience; its subclasses
+            WrongVersion, TokenExpired tell genuine tokens apart.
+        """
+        payload = json.loads(self._unsign(b"token", token))
+        if payload.get("aud") != self._audience:
+            raise TokenError(f"A token for {payload.get('aud')!r} came to {self._audience!r}.")
+        if payload.get("v") != VERSION:
+            raise WrongVersion(
+                f"The token has version {payload.get('v')!r}; this code reads {VERSION}. "
+                "Is an older or newer release running beside this one?"
+            )
+        _check_age(payload, now, max_age)
+        return _envelope(payload)
+
+    def sign_verdict(self, token: bytes, verdict: Verdict) -> str:
+        """Return ``verdict`` about ``token``, and no other, as one line of ASCII."""
+        body: dict[str, Any] = {"outcome": verdict.outcome, "of": _digest(token)}
+        if verdict.error is not None:
+            body["error"] = verdict.error[:ERROR_LENGTH]
+        if verdict.after is not None:
+            body["after"] = verdict.after
+        return self._signer(b"verdict").sign(_json(body)).decode("ascii")
+
+    def verify_verdict(self, token: bytes, text: str) -> Verdict | None:
+        """Return the verdict in ``text``, or None if the endpoint did not give it on ``token``."""
+        try:
+            body = json.loads(self._unsign(b"verdict", text.encode("latin-1")))
+        except TokenError:
+            return None
+        if body["of"] != _digest(token):
+            return None
+        return Verdict(Outcome(body["outcome"]), body.get("error"), body.get("after"))
+
+    def _signer(self, purpose: bytes) -> Signer:
+        keys = [*(self._app.config.get("SECRET_KEY_FALLBACKS") or ()), self._app.secret_key]
+        return Signer(
+            keys,
+            salt=b"async_hooks." + purpose,
+            key_derivation="hmac",
+            digest_method=hashlib.sha256,
+        )
+
+    def _unsign(self, purpose: bytes, signed: bytes) -> bytes:
+        try:
+            payload = self._signer(purpose).unsign(signed)
+        except BadSignature:
+            raise TokenError("The signature does not match. Do both sides share a key?") from None
+        signature = signed[len(payload) + 1 :]
+        if base64_encode(base64_decode(signature)) != signature:
+            # Base64 has several spellings for the same bytes; only the one that was signed counts.
+            raise TokenError("The signature is not written as it was signed.")
+        return payload
+
+
+def _check_age(payload: dict[str, Any], now: float, max_age: float) -> None:
+    age = now - payload["iat"]
+    if age > max_age:
+        raise TokenExpired(
+            f"The token of envelope {payload['id']!r} is {age:.0f} seconds old; "
+            f"'ASYNC_HOOKS_MAX_AGE' allows {max_age:.0f}. Is this machine's clock right?"
+        )
+    if age < -SKEW:
+        raise TokenExpired(
+            f"The token of envelope {payload['id']!r} is from {-age:.0f} seconds in the future; "
+            f"{SKEW:.0f} are allowed. Is this machine's clock right?"
+        )
+
+
+def _envelope(payload: dict[str, Any]) -> Envelope:
+    return Envelope(
+        id=payload["id"],
+        task=payload["task"],
+        body=_json(payload["data"]),
+        attempt=payload["attempt"],
+        depth=payload["depth"],
+        user=payload.get("user"),
+        carried=_json(payload["carried"]),
+        origin=Origin(*payload["origin"]),
+        parent_id=payload.get("parent"),
+        receiver=payload.get("receiver"),
+    )
+
+
+def _digest(token: bytes) -> str:
+    return hashlib.sha256(token).hexdigest()[:32]
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"))

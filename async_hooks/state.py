@@ -1,0 +1,100 @@
+"""What the library keeps for one app: a frozen record in ``app.extensions["async_hooks"]``.
+
+What lower rooms need of higher ones they reach through it, by the protocols below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, Protocol
+
+from flask import Flask, current_app
+
+from .config import Config
+from .context import Context
+from .envelope import Envelope
+from .errors import ConfigError
+from .registry import Registry
+from .signing import Signing
+from .verdict import Verdict
+
+KEY = "async_hooks"
+
+
+class Transport(Protocol):
+    """Carries one envelope to where it runs."""
+
+    def send(self, envelope: Envelope) -> Verdict | None:
+        """Return the endpoint's verdict, or None if it will not be known here.
+
+        :raises TransportError: if the envelope did not arrive, or no verdict came back.
+        """
+        ...
+
+
+class Relay(Protocol):
+    """Takes envelopes over from the request and sees to it that they travel."""
+
+    def put(self, envelope: Envelope) -> None: ...
+
+
+class Launcher(Protocol):
+    """Makes envelopes and hands them over."""
+
+    def dispatch(
+        self, task: type[Any], data: Mapping[str, Any], *, priority: int | None, user: Any
+    ) -> str: ...
+
+    def hand_over(self, envelope: Envelope) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class State:
+    """``generation`` tells which of a registry's redefined local classes are this app's."""
+
+    app: Flask
+    config: Config
+    registry: Registry
+    generation: int
+    context: Context
+    signing: Signing
+    launcher: Launcher
+    relay: Relay
+    #: False while nothing that is launched could run anywhere.
+    is_reachable: Callable[[], bool]
+    #: The tasks that were reported for reaching no receiver.
+    unheard: set[str] = field(default_factory=set)
+
+    def task_of(self, envelope: Envelope) -> type[Any] | None:
+        """Return the task that ``envelope`` names, or None if this app has none of that name."""
+        task: type[Any] | None = self.registry.tasks.find(envelope.task, self.generation)
+        return task
+
+    def timeout_of(self, envelope: Envelope) -> float:
+        """Return the seconds that one attempt at ``envelope`` may take."""
+        receiver = envelope.receiver and self.registry.receivers.find(
+            envelope.receiver, self.generation
+        )
+        for declared in (receiver, self.task_of(envelope)):
+            timeout = getattr(declared, "timeout", None)
+            if timeout is not None:
+                return timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
+        return self.config.timeout
+
+
+def state_of(app: Flask) -> State:
+    """Return the record of ``app``.
+
+    :raises ConfigError: if the app was never initialised.
+    """
+    state: State | None = app.extensions.get(KEY)
+    if state is None:
+        raise ConfigError(f"{app!r} has no AsyncHooks. Call hooks.init_app(app) in its factory.")
+    return state
+
+
+def current_state() -> State:
+    """Return the record of the current app; an application context must be pushed."""
+    return state_of(current_app._get_current_object())  # type: ignore[attr-defined]

@@ -1,0 +1,1 @@
+"""How an envelope travels. Each transport has one method, ``send(envelope)``."""

@@ -1,0 +1,102 @@
+"""Loopback: a POST over the network to the app's own endpoint."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from flask import Flask
+
+from ..config import Config
+from ..context import origin
+from ..endpoint import VERDICT_HEADER
+from ..envelope import Envelope, new_id
+from ..errors import AddressUnknown, TransportError
+from ..executor import PING
+from ..state import state_of
+from ..verdict import Outcome, Verdict
+from .address import Address
+from .client import Answer, Client, client_for
+
+#: Seconds that a guessed address has to answer a ping.
+PING_TIMEOUT = 5.0
+
+
+class Loopback:
+    """Posts envelopes to where the app listens, each thread over a connection of its own."""
+
+    def __init__(self, app: Flask, config: Config, address: Address) -> None:
+        self._app = app
+        self._config = config
+        self._address = address
+        self._threads = threading.local()
+
+    def send(self, envelope: Envelope) -> Verdict:
+        """Post ``envelope`` and return the endpoint's verdict.
+
+        :raises TransportError: if it can't be posted, or anything but our endpoint answers.
+        """
+        url = self._address.url
+        if url is None:
+            url = self._confirm()
+        return self._post(url, envelope, self._timeout(envelope))
+
+    def _post(self, url: str, envelope: Envelope, timeout: float) -> Verdict:
+        signing = state_of(self._app).signing
+        token = signing.sign(envelope, now=time.time())
+        answer = self._client(url).post(token, timeout)
+        text = answer.headers.get(VERDICT_HEADER.lower())
+        verdict = signing.verify_verdict(token, text) if text is not None else None
+        if verdict is None:
+            raise TransportError(_stranger(url, answer))
+        return verdict
+
+    def _confirm(self) -> str:
+        """Return the guessed address, once our own endpoint has answered a ping from there."""
+        guess = self._address.guess()
+        if guess is not None:
+            ping = Envelope(id=new_id(), task=PING, body="{}", origin=origin(self._app))
+            try:
+                verdict = self._post(guess, ping, PING_TIMEOUT)
+            except TransportError:
+                self._address.refute(guess)
+            else:
+                if verdict.outcome in (Outcome.COMPLETED, Outcome.BUSY):
+                    self._address.confirm(guess)
+                    return guess
+        raise AddressUnknown(
+            "'ASYNC_HOOKS_URL' is not set, and where this app listens is not known. Set it to the "
+            "base URL under which this machine reaches the app, e.g. 'http://127.0.0.1:8000'."
+        )
+
+    def _client(self, url: str) -> Client:
+        known: tuple[str, Client] | None = getattr(self._threads, "client", None)
+        if known is not None and known[0] == url:
+            return known[1]
+        client = client_for(f"{url}{self._config.url_prefix}/run", self._config)
+        self._threads.client = (url, client)
+        return client
+
+    def _timeout(self, envelope: Envelope) -> float:
+        return state_of(self._app).timeout_of(envelope)
+
+
+def _stranger(url: str, answer: Answer) -> str:
+    """Say what answered instead of our endpoint, and what to do about it."""
+    status = answer.status
+    what = f"{url!r} answered {status} without our endpoint's verdict. "
+    if 300 <= status < 400:
+        to = answer.headers.get("location", "nowhere")
+        return what + f"It redirects to {to!r}. Set 'ASYNC_HOOKS_URL' to where it leads."
+    remedies = {
+        401: "Does it ask for basic auth ('ASYNC_HOOKS_AUTH'), or has it another SECRET_KEY?",
+        403: "Does a proxy or firewall stand before it? Set 'ASYNC_HOOKS_URL' to the app itself.",
+        404: "Does another app listen there, or is the app mounted under a path?",
+        413: "Raise the request size limit of the server or proxy that answered.",
+        502: "Does the proxy reach the app? Set 'ASYNC_HOOKS_URL' to the app itself.",
+        429: "A proxy limits its rate. Set 'ASYNC_HOOKS_URL' to the app itself.",
+        503: "The server or a proxy is overloaded. Set 'ASYNC_HOOKS_URL' to the app itself.",
+    }
+    return what + remedies.get(
+        status, "Does another app, a login page or a proxy answer? Set 'ASYNC_HOOKS_URL'."
+    )

@@ -1,0 +1,44 @@
+"""The verdict: what became of one attempt, as the endpoint says it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Outcome(StrEnum):
+    COMPLETED = "completed"
+    FAILED = "failed"
+    RETRY = "retry"
+    DISCARDED = "discarded"
+    UNKNOWN = "unknown"
+    INTERCEPTED = "intercepted"
+    REPLAYED = "replayed"
+    EXPIRED = "expired"
+    BUSY = "busy"
+
+
+#: The endpoint's HTTP status for each outcome; an intercepted run keeps the interceptor's own.
+STATUS = {
+    Outcome.COMPLETED: 204,
+    Outcome.FAILED: 500,
+    Outcome.RETRY: 500,
+    Outcome.DISCARDED: 500,
+    Outcome.UNKNOWN: 404,
+    Outcome.INTERCEPTED: 500,
+    Outcome.REPLAYED: 409,
+    Outcome.EXPIRED: 410,
+    Outcome.BUSY: 503,
+}
+
+#: Of an error's text, so many characters travel in a verdict.
+ERROR_LENGTH = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """``error`` says in words what went wrong; ``after`` asks for a retry in so many seconds."""
+
+    outcome: Outcome
+    error: str | None = None
+    after: float | None = None
