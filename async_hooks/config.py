@@ -15,7 +15,14 @@ PREFIX = "ASYNC_HOOKS_"
 
 
 class _Wrong(Exception):
-    """What was expected instead; becomes a ConfigError that names the key."""
+    """What was expected instead; becomes a ConfigError that names the key.
+
+    ``secret`` says that what was got may hold a secret, which no message may.
+    """
+
+    def __init__(self, expected: str, *, secret: bool = False) -> None:
+        super().__init__(expected)
+        self.secret = secret
 
 
 def _seconds(value: Any) -> float:
@@ -45,7 +52,9 @@ def _url(value: Any) -> str | None:
         return None
     if isinstance(value, str):
         parts = urlsplit(value)
-        clean = not (parts.query or parts.fragment or parts.username) and value.isprintable()
+        if "@" in parts.netloc:
+            raise _Wrong("without user and password, which go into 'ASYNC_HOOKS_AUTH'", secret=True)
+        clean = value.isprintable() and not (parts.query or parts.fragment)
         if parts.scheme in ("http", "https", "http+unix") and parts.netloc and clean:
             return value.rstrip("/")
     raise _Wrong("a base URL such as 'http://127.0.0.1:8000' or 'http+unix://%2Frun%2Fapp.sock'")
@@ -81,14 +90,15 @@ def _headers(value: Any) -> dict[str, str]:
         isinstance(part, str) and part.isprintable() for item in value.items() for part in item
     ):
         return dict(value)
-    raise _Wrong("a dict of header names and values, without line breaks")
+    raise _Wrong("a dict of header names and values, without line breaks", secret=True)
 
 
 def _auth(value: Any) -> Any:
-    pair = isinstance(value, (tuple, list)) and [type(part) for part in value] == [str, str]
-    if pair or value is None or callable(value):
-        return tuple(value) if pair else value
-    raise _Wrong("a (user, password) pair or a requests AuthBase object")
+    if isinstance(value, (tuple, list)) and [type(part) for part in value] == [str, str]:
+        return tuple(value)
+    if value is None or callable(value):
+        return value
+    raise _Wrong("a (user, password) pair or a requests AuthBase object", secret=True)
 
 
 def _name(value: Any) -> str | None:
@@ -156,8 +166,7 @@ def read(mapping: Mapping[str, Any]) -> Config:
         try:
             values[parsers[key].name] = parsers[key].metadata["parse"](value)
         except _Wrong as wrong:
-            # No secret stands in the message: a password lies in AUTH, a credential in HEADERS.
-            got = "" if key in (PREFIX + "AUTH", PREFIX + "HEADERS") else f", got: {value!r}"
+            got = "" if wrong.secret else f", got: {value!r}"
             raise ConfigError(f"expected {key!r} to be {wrong}{got}") from None
     return Config(**values)
 

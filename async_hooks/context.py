@@ -68,7 +68,7 @@ class Context:
             if user is not None:
                 self._identity[1](user)
         elif hasattr(app, "login_manager"):
-            _flask_login_restore(app.login_manager, user)
+            _flask_login_restore(app, user)
 
     def capture(self, max_bytes: int) -> str:
         """Return the rest of what is carried, as JSON text."""
@@ -103,8 +103,9 @@ def _flask_login_visitor() -> Any:
     return current_user.get_id() if current_user.is_authenticated else None
 
 
-def _flask_login_restore(manager: Any, user: Any) -> None:
+def _flask_login_restore(app: Flask, user: Any) -> None:
     # Flask-Login's own way of telling a request whose it is, without a login: no session is
     # written and no user_logged_in is sent.
+    manager: Any = vars(app)["login_manager"]
     loaded = manager._user_callback(user) if user is not None else None
     manager._update_request_context_with_user(loaded)

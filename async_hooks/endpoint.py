@@ -18,7 +18,7 @@ from flask import Flask
 
 from .config import Config
 from .context import current_run
-from .errors import TokenError, TokenExpired
+from .errors import TokenError, TokenExpired, TokenReplayed
 from .executor import RUN, Run
 from .replay import Consumed
 from .signals import emit, task_failed, task_rejected
@@ -112,11 +112,11 @@ class Endpoint:
             self._slots.release()
 
     def _run_once(self, run: Run, environ: WSGIEnvironment) -> Verdict:
-        envelope = run.envelope
-        if not self._consumed.take(f"{envelope.id}/{envelope.attempt}"):
-            reason = f"Envelope {envelope.id!r}, attempt {envelope.attempt}, came a second time."
-            emit(task_rejected, self._app, envelope=envelope, reason=reason)
-            return Verdict(Outcome.REPLAYED, reason)
+        try:
+            self._consumed.take(run.envelope)
+        except TokenReplayed as error:
+            emit(task_rejected, self._app, envelope=run.envelope, reason=str(error))
+            return Verdict(Outcome.REPLAYED, str(error))
         return self._serve(run, environ)
 
     def _serve(self, run: Run, environ: WSGIEnvironment) -> Verdict:

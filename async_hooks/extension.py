@@ -18,7 +18,8 @@ from .context import Capture, Context, Restore
 from .endpoint import Endpoint
 from .errors import ConfigError, OutboxRequired
 from .executor import ENDPOINT, execute, restore
-from .launcher import HandOver, Launcher, Trigger, at_teardown
+from .handover import HandOver, at_teardown
+from .launcher import Launcher, Trigger
 from .receivers import Receiver
 from .recorder import Recorder, recording
 from .registry import Owned, Registry

@@ -1,37 +1,23 @@
-"""The first end of the movement: a signal is sent, an envelope is made and handed over.
-
-Launches of a request are collected and handed over after its response: when the server closes
-the response's body. Where no server will close it (the test client), the request's teardown is
-the last moment. Where there is no request, and after that moment, an envelope goes at once.
-"""
+"""The first end of the movement: a signal is sent, and an envelope is made of it."""
 
 from __future__ import annotations
 
 import logging
 import weakref
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from operator import attrgetter
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
-from flask import Flask, current_app, has_request_context, request
-from flask.globals import request_ctx
+from flask import Flask, current_app
 
 from .context import current_run, origin
 from .envelope import Envelope, new_id
 from .errors import AsyncHooksError, ConfigError, DepthExceeded
-from .executor import RUN
+from .handover import hand_over
 from .registry import Registry
 from .signals import emit, task_failed, task_launched
-from .snapshot import snapshot
+from .snapshot import plain, snapshot
 from .state import KEY, State, state_of
 from .task import AsyncTask, Auth, SkipTask, admits
-from .wsgi import close
-
-if TYPE_CHECKING:
-    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
-
-LAUNCHES = "async_hooks.launches"
 
 logger = logging.getLogger("async_hooks")
 
@@ -81,7 +67,7 @@ def _trigger(
         if not admits(task.auth_level, anonymous=user is None):
             return None
         data = task().prepare_data(sender, **kwargs)
-        return _launch(state, task, data, user, task.priority, envelope_id)
+        envelope = _envelope(state, task, data, user, task.priority, envelope_id)
     except SkipTask:
         return None
     except Exception as error:
@@ -91,6 +77,7 @@ def _trigger(
         if _propagates(state.app):
             raise
         return None
+    return _launch(state, envelope)
 
 
 class Launcher:
@@ -116,27 +103,20 @@ class Launcher:
                 "Name the visitor with dispatch(…, user=id), or widen its 'auth_level'."
             )
         priority = task.priority if priority is None else priority
-        return _launch(state, task, data, user, priority, new_id())
+        return _launch(state, _envelope(state, task, data, user, priority, new_id()))
 
     def hand_over(self, envelope: Envelope) -> None:
-        """Hand ``envelope`` over after this request's response; at once if there is none."""
-        if not has_request_context() or request_ctx.app is not self._app:
-            state_of(self._app).relay.put(envelope)
-            return
-        launches: Launches | None = request.environ.get(LAUNCHES)
-        if launches is None:
-            launches = request.environ[LAUNCHES] = Launches(self._app, closes=False)
-        launches.add(envelope)
+        hand_over(self._app, envelope)
 
 
-def _launch(
+def _envelope(
     state: State,
     task: type[AsyncTask],
     data: Mapping[str, Any],
     user: Any,
     priority: int,
     envelope_id: str,
-) -> str:
+) -> Envelope:
     config = state.config
     if not state.is_reachable():
         raise ConfigError(
@@ -150,19 +130,22 @@ def _launch(
             f"Task {task.name!r} was launched {depth} runs deep; 'ASYNC_HOOKS_MAX_DEPTH' allows "
             f"{config.max_depth}. Does it launch itself?"
         )
-    envelope = Envelope(
+    return Envelope(
         id=envelope_id,
         task=task.name,
         body=snapshot(data, max_bytes=config.max_bytes),
         depth=depth,
-        user=user,
+        user=plain(user, "user"),
         carried=state.context.capture(config.max_bytes),
         origin=origin(state.app),
         priority=priority,
     )
-    state.launcher.hand_over(envelope)
+
+
+def _launch(state: State, envelope: Envelope) -> str:
     emit(task_launched, state.app, envelope=envelope)
-    return envelope_id
+    state.launcher.hand_over(envelope)
+    return envelope.id
 
 
 def _visitor(state: State, task: type[AsyncTask]) -> Any:
@@ -177,102 +160,3 @@ def _visitor(state: State, task: type[AsyncTask]) -> Any:
 def _propagates(app: Flask) -> bool:
     propagate = app.config["PROPAGATE_EXCEPTIONS"]
     return bool(app.testing or app.debug if propagate is None else propagate)
-
-
-class Launches:
-    """The launches of one request, handed over once, and singly thereafter.
-
-    Any thread may add while another closes: each envelope is popped, and so put, once.
-    ``closes`` says that a server will close the response.
-    """
-
-    __slots__ = ("_app", "_closed", "_waiting", "closes")
-
-    def __init__(self, app: Flask, *, closes: bool) -> None:
-        self.closes = closes
-        self._app = app
-        self._closed = False
-        self._waiting: deque[Envelope] = deque()
-
-    def __bool__(self) -> bool:
-        return bool(self._waiting)
-
-    def add(self, envelope: Envelope) -> None:
-        self._waiting.append(envelope)
-        if self._closed:
-            self._put_all()
-
-    def close(self) -> None:
-        self._closed = True
-        if self._waiting:
-            self._put_all()
-
-    def _put_all(self) -> None:
-        envelopes = sorted(_popped(self._waiting), key=attrgetter("priority"))
-        put = state_of(self._app).relay.put
-        failed: list[BaseException] = []
-        for envelope in envelopes:
-            try:
-                put(envelope)
-            except Exception as error:  # An eager run's own: raised when the others had theirs.
-                failed.append(error)
-        if failed:
-            raise failed[0]
-
-
-def _popped(waiting: deque[Envelope]) -> Iterator[Envelope]:
-    while True:
-        try:
-            yield waiting.popleft()
-        except IndexError:
-            return
-
-
-class HandOver:
-    """WSGI middleware: collects a request's launches, hands them over when its body is closed."""
-
-    def __init__(self, app: Flask, wsgi_app: WSGIApplication) -> None:
-        self._app = app
-        self._wsgi_app = wsgi_app
-
-    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        launches = environ[LAUNCHES] = Launches(self._app, closes=_closes(environ))
-        try:
-            body = self._wsgi_app(environ, start_response)
-        except BaseException:
-            launches.close()
-            raise
-        if launches:
-            return _Closing(body, launches.close)
-        launches.close()
-        return body
-
-
-def at_teardown(error: BaseException | None) -> None:
-    """Hand over where no server will close the response; a teardown_request function."""
-    launches: Launches | None = request.environ.get(LAUNCHES)
-    if launches is not None and not launches.closes:
-        launches.close()
-
-
-def _closes(environ: Mapping[str, Any]) -> bool:
-    # Servers name themselves, the test client does not. A server that does neither is only
-    # handed over a little early.
-    return "SERVER_SOFTWARE" in environ or "uwsgi.version" in environ or RUN in environ
-
-
-class _Closing:
-    """A response body that calls ``then`` after it was closed, whatever closing it does."""
-
-    def __init__(self, body: Iterable[bytes], then: Callable[[], None]) -> None:
-        self._body = body
-        self._then = then
-
-    def __iter__(self) -> Iterator[bytes]:
-        return iter(self._body)
-
-    def close(self) -> None:
-        try:
-            close(self._body)
-        finally:
-            self._then()

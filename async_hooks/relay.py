@@ -13,10 +13,10 @@ import atexit
 import logging
 import os
 import queue
-from random import uniform
 import threading
 import time
 import weakref
+from random import uniform
 
 from flask import Flask
 
@@ -44,6 +44,7 @@ class _Crew:
         # Looked up late, so that gevent's patch counts.
         self.queue: queue.SimpleQueue[Envelope | None] = queue.SimpleQueue()
         self.threads: list[threading.Thread] = []
+        self.running: dict[int, Envelope] = {}
         self.stopping = threading.Event()
 
 
@@ -93,14 +94,12 @@ class Relay:
         for thread in crew.threads:
             thread.join(max(0.0, deadline - time.monotonic()))
         for envelope in _left(crew.queue):
-            self._fail(
-                envelope,
-                TransportError(
-                    f"It still waited {grace:g} seconds after the process was told to end. "
-                    "Raise 'ASYNC_HOOKS_GRACE'.",
-                    unsent=True,
-                ),
-            )
+            if time.monotonic() < deadline:  # It was put while the threads were leaving.
+                self._settle(envelope, self._in_process.send(envelope))
+            else:
+                self._fail(envelope, _too_late("waiting", grace, unsent=True))
+        for envelope in list(crew.running.values()):
+            self._fail(envelope, _too_late("on its way", grace, unsent=False))
 
     def forget(self) -> None:
         """Drop what another process owns; called in a forked child."""
@@ -122,8 +121,11 @@ class Relay:
         return crew
 
     def _work(self, crew: _Crew) -> None:
+        me = threading.get_ident()
         while (envelope := crew.queue.get()) is not None:
+            crew.running[me] = envelope
             self._deliver(envelope, crew)
+            del crew.running[me]
 
     def _deliver(self, envelope: Envelope, crew: _Crew) -> None:
         try:
@@ -193,6 +195,14 @@ class Relay:
     def _fail(self, envelope: Envelope, error: TransportError) -> None:
         with self._app.app_context():
             emit(task_failed, self._app, envelope=envelope, exception=error)
+
+
+def _too_late(doing: str, grace: float, *, unsent: bool) -> TransportError:
+    return TransportError(
+        f"It was still {doing} {grace:g} seconds after the process was told to end. "
+        "Raise 'ASYNC_HOOKS_GRACE'.",
+        unsent=unsent,
+    )
 
 
 def _left(waiting: queue.SimpleQueue[Envelope | None]) -> list[Envelope]:

@@ -31,7 +31,7 @@ def snapshot(data: Mapping[str, Any], *, max_bytes: int) -> str:
             "Raise SkipTask to launch nothing."
         )
     try:
-        text = _encode(_plain(data, "data"))
+        text = _encode(plain(data, "data"))
     except RecursionError:
         raise DataError("'data' is nested too deeply, or contains itself. Flatten it.") from None
     except ValueError as error:
@@ -44,13 +44,17 @@ def snapshot(data: Mapping[str, Any], *, max_bytes: int) -> str:
     return text
 
 
-def _plain(value: Any, path: str) -> Any:
+def plain(value: Any, path: str) -> Any:
+    """Return ``value`` in the words of JSON; ``path`` says in an error where it lies.
+
+    :raises DataError: if there are none for it.
+    """
     if value is None or isinstance(value, (str, int)):
         return value
     if isinstance(value, Mapping):
-        return {_key(key, path): _plain(item, f"{path}[{key!r}]") for key, item in value.items()}
+        return {_key(key, path): plain(item, f"{path}[{key!r}]") for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item, f"{path}[{index}]") for index, item in enumerate(value)]
+        return [plain(item, f"{path}[{index}]") for index, item in enumerate(value)]
     if isinstance(value, float) and math.isfinite(value):
         return value
     if isinstance(value, datetime):

@@ -1,0 +1,137 @@
+"""The moment of hand-over: after the response.
+
+Launches of a request are collected and handed to the relay when the server closes the response's
+body. Where no server will close it (the test client), the request's teardown is the last moment.
+Where there is no request, and after that moment, an envelope goes at once.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any
+
+from flask import Flask, has_request_context, request
+from flask.globals import request_ctx
+
+from .envelope import Envelope
+from .executor import RUN
+from .state import state_of
+from .wsgi import close
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+#: Where a request's launches lie in its environ.
+LAUNCHES = "async_hooks.launches"
+
+
+def hand_over(app: Flask, envelope: Envelope) -> None:
+    """Hand ``envelope`` over after this request's response; at once if there is none."""
+    if not has_request_context() or request_ctx.app is not app:
+        state_of(app).relay.put(envelope)
+        return
+    launches: Launches | None = request.environ.get(LAUNCHES)
+    if launches is None:
+        launches = request.environ[LAUNCHES] = Launches(app, closes=False)
+    launches.add(envelope)
+
+
+class Launches:
+    """The launches of one request, handed over once, and singly thereafter.
+
+    Any thread may add while another closes: each envelope is popped, and so put, once.
+    ``closes`` says that a server will close the response.
+    """
+
+    __slots__ = ("_app", "_closed", "_waiting", "closes")
+
+    def __init__(self, app: Flask, *, closes: bool) -> None:
+        self.closes = closes
+        self._app = app
+        self._closed = False
+        self._waiting: deque[Envelope] = deque()
+
+    def __bool__(self) -> bool:
+        return bool(self._waiting)
+
+    def add(self, envelope: Envelope) -> None:
+        self._waiting.append(envelope)
+        if self._closed:
+            self._put_all()
+
+    def close(self) -> None:
+        self._closed = True
+        if self._waiting:
+            self._put_all()
+
+    def _put_all(self) -> None:
+        envelopes = sorted(_popped(self._waiting), key=attrgetter("priority"))
+        put = state_of(self._app).relay.put
+        failed: list[BaseException] = []
+        for envelope in envelopes:
+            try:
+                put(envelope)
+            except Exception as error:  # An eager run's own: raised when the others had theirs.
+                failed.append(error)
+        if failed:
+            raise failed[0]
+
+
+def _popped(waiting: deque[Envelope]) -> Iterator[Envelope]:
+    while True:
+        try:
+            yield waiting.popleft()
+        except IndexError:
+            return
+
+
+class HandOver:
+    """WSGI middleware: collects a request's launches, hands them over when its body is closed."""
+
+    def __init__(self, app: Flask, wsgi_app: WSGIApplication) -> None:
+        self._app = app
+        self._wsgi_app = wsgi_app
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        launches = environ[LAUNCHES] = Launches(self._app, closes=_closes(environ))
+        try:
+            body = self._wsgi_app(environ, start_response)
+        except BaseException:
+            launches.close()
+            raise
+        if launches:
+            return _Closing(body, launches.close)
+        launches.close()
+        return body
+
+
+def at_teardown(error: BaseException | None) -> None:
+    """Hand over where no server will close the response; a teardown_request function."""
+    launches: Launches | None = request.environ.get(LAUNCHES)
+    if launches is not None and not launches.closes:
+        launches.close()
+
+
+def _closes(environ: Mapping[str, Any]) -> bool:
+    # Servers name themselves, the test client does not. A server that does neither is only
+    # handed over a little early.
+    return "SERVER_SOFTWARE" in environ or "uwsgi.version" in environ or RUN in environ
+
+
+class _Closing:
+    """A response body that calls ``then`` after it was closed, whatever closing it does."""
+
+    def __init__(self, body: Iterable[bytes], then: Callable[[], None]) -> None:
+        self._body = body
+        self._then = then
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._body)
+
+    def close(self) -> None:
+        try:
+            close(self._body)
+        finally:
+            self._then()
