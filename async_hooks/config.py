@@ -14,7 +14,7 @@ from .errors import ConfigError
 PREFIX = "ASYNC_HOOKS_"
 
 
-class _Wrong(Exception):
+class _Wrong(ValueError):
     """What was expected instead; becomes a ConfigError that names the key.
 
     ``secret`` says that what was got may hold a secret, which no message may.
@@ -25,7 +25,11 @@ class _Wrong(Exception):
         self.secret = secret
 
 
-def _seconds(value: Any) -> float:
+def seconds(value: Any) -> float:
+    """Return a positive time, given in seconds or as a timedelta, in seconds.
+
+    :raises ValueError: saying what was expected.
+    """
     if isinstance(value, timedelta):
         value = value.total_seconds()
     if _is_number(value) and value > 0:
@@ -132,11 +136,11 @@ class Config:
     #: Launches waiting in memory; beyond it the fallback runs them, loudly.
     queue_size: int = _key(1000, _count)
     #: One attempt.
-    timeout: float = _key(30.0, _seconds)
+    timeout: float = _key(30.0, seconds)
     #: How long a stop waits for waiting and running envelopes.
     grace: float = _key(10.0, _grace)
     #: Age of a token on the wire; 60 s of skew into the future are allowed.
-    max_age: float = _key(300.0, _seconds)
+    max_age: float = _key(300.0, seconds)
     #: Size of an envelope's data.
     max_bytes: int = _key(1024 * 1024, _count)
     #: Launches from within runs from within runs ….

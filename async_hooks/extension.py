@@ -27,7 +27,15 @@ from .relay import Relay
 from .signing import Signing
 from .state import KEY, State, Transport, state_of
 from .state import Relay as RelayProtocol
-from .task import AsyncTask, action_signal, async_signal, check, needs_outbox
+from .task import (
+    AsyncTask,
+    action_name,
+    action_signal,
+    async_signal,
+    check,
+    check_timeout,
+    needs_outbox,
+)
 from .transports.address import Address
 from .transports.eager import Eager, Immediate
 from .transports.in_process import InProcess
@@ -108,6 +116,8 @@ class AsyncHooks:
         for key, wish in {"max_attempts": max_attempts, "backoff": backoff}.items():
             if wish is not None:
                 raise OutboxRequired(needs_outbox(key, f"receiver {name!r}"))
+
+        check_timeout(timeout, f"receiver of {action_name(action)}")
 
         def connect(function: Function) -> Function:
             receiver = Receiver(

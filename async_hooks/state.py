@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import timedelta
 from typing import Any, Protocol
 
 from flask import Flask, current_app
 
-from .config import Config
+from .config import Config, seconds
 from .context import Context
 from .envelope import Envelope
 from .errors import ConfigError
@@ -80,7 +79,7 @@ class State:
         for declared in (receiver, self.task_of(envelope)):
             timeout = getattr(declared, "timeout", None)
             if timeout is not None:
-                return timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
+                return seconds(timeout)
         return self.config.timeout
 
 

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import blinker
 from flask import current_app
 
+from .config import seconds
 from .context import current_run
 from .errors import AsyncHooksError, ConfigError, NoAppContext, OutboxRequired
 from .state import current_state
@@ -192,9 +193,20 @@ def check(task: type[AsyncTask]) -> None:
         )
     if isinstance(task.priority, bool) or not isinstance(task.priority, int):
         raise ConfigError(f"{where!r}: expected 'priority' to be an int, got: {task.priority!r}")
+    check_timeout(task.timeout, where)
     for key, default in _KEPT_BY_OUTBOX.items():
         if getattr(task, key, default) != default:
             raise OutboxRequired(needs_outbox(key, f"task {task.name!r}"))
+
+
+def check_timeout(timeout: Any, where: str) -> None:
+    try:
+        if timeout is not None:
+            seconds(timeout)
+    except ValueError as wrong:
+        raise ConfigError(
+            f"{where!r}: expected 'timeout' to be {wrong}, got: {timeout!r}"
+        ) from None
 
 
 def needs_outbox(key: str, whose: str) -> str:

@@ -138,6 +138,9 @@ class LeanClient:
             self._socket.close()
             self._socket = None
 
+    def __del__(self) -> None:
+        self._drop()  # The thread that owned it has ended.
+
     def _no_verdict(self, error: OSError, timeout: float) -> TransportError:
         if isinstance(error, TimeoutError):
             return _timed_out(self._url, timeout)

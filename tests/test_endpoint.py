@@ -1,0 +1,251 @@
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from typing import Any
+
+import flask
+import pytest
+from conftest import Facts, make_app, make_task
+from flask import Flask
+from flask_wtf.csrf import CSRFProtect
+from werkzeug.test import TestResponse
+
+from async_hooks import AsyncHooks, AsyncTask, Discard, Retry
+from async_hooks.endpoint import CONTENT_TYPE, VERDICT_HEADER
+from async_hooks.envelope import Envelope
+from async_hooks.state import state_of
+from async_hooks.verdict import Outcome, Verdict
+
+URL = "/async-hooks/run"
+
+
+def sign(app: Flask, envelope: Envelope, age: float = 0) -> bytes:
+    return state_of(app).signing.sign(envelope, now=time.time() - age)
+
+
+def post(app: Flask, token: bytes, **kwargs: Any) -> TestResponse:
+    kwargs = {"content_type": CONTENT_TYPE, "data": token, **kwargs}
+    return app.test_client().post(URL, **kwargs)
+
+
+def verdict(app: Flask, token: bytes, response: TestResponse) -> Verdict | None:
+    return state_of(app).signing.verify_verdict(token, response.headers[VERDICT_HEADER])
+
+
+def running(**config: Any) -> tuple[Flask, AsyncHooks, list[Any]]:
+    """Return an app with a task ``t`` that notes what reaches it, and the notes."""
+    app, hooks = make_app(**config)
+    ran: list[Any] = []
+    make_task(hooks, "endpoint", name="t", run_action=lambda self, data: ran.append(data))
+    app.before_request(lambda: ran.append("before_request"))
+    return app, hooks, ran
+
+
+T = Envelope(id="1" * 32, task="t", body='{"lead":7}')
+
+
+def test_a_token_runs_its_task() -> None:
+    app, _, ran = running()
+    token = sign(app, T)
+    response = post(app, token)
+    assert (response.status_code, response.data) == (204, b"")
+    assert verdict(app, token, response) == Verdict(Outcome.COMPLETED)
+    assert ran == ["before_request", {"lead": 7}]
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS", "BREW"])
+def test_other_methods_are_405(method: str, facts: Facts) -> None:
+    app, _, ran = running()
+    token = sign(app, T)
+    response = app.test_client().open(URL, method=method, data=token, content_type=CONTENT_TYPE)
+    assert (response.status_code, response.headers["Allow"], ran) == (405, "POST", [])
+    assert len(facts.of("rejected")) == 1
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "status"),
+    [
+        ({"data": b"", "environ_overrides": {"CONTENT_LENGTH": "0"}}, 401),
+        ({"environ_overrides": {"CONTENT_LENGTH": ""}}, 400),
+        ({"data": b"nonsense"}, 401),
+        ({"data": b"{}.x"}, 401),
+        ({"data": b"\xff\xfe\x00" * 9}, 401),
+        ({"data": b"[" * 100_000}, 401),
+        ({"content_type": "application/json"}, 400),
+        ({"content_type": ""}, 400),
+        ({"environ_overrides": {"CONTENT_LENGTH": "-1"}}, 400),
+        ({"environ_overrides": {"CONTENT_LENGTH": "1e3"}}, 400),
+        ({"environ_overrides": {"CONTENT_LENGTH": "9" * 5000}}, 400),
+        ({"environ_overrides": {"CONTENT_LENGTH": "99999"}}, 400),
+        ({"data": b"x" * (2**20 + 64 * 1024 + 1)}, 413),
+    ],
+)
+def test_a_stranger_learns_nothing_and_reaches_nothing(
+    kwargs: dict[str, Any], status: int, facts: Facts
+) -> None:
+    app, _, ran = running()
+    response = post(app, sign(app, T), **kwargs)
+    assert (response.status_code, response.data, ran) == (status, b"", [])
+    assert VERDICT_HEADER not in response.headers
+    assert set(dict(response.headers)) <= {"Content-Length", "Content-Type"}
+    [said] = facts.of("rejected")
+    assert said["envelope"] is None
+    assert said["reason"]
+
+
+def test_an_expired_token_is_410(facts: Facts) -> None:
+    app, _, ran = running()
+    token = sign(app, T, age=301)
+    response = post(app, token)
+    got = verdict(app, token, response)
+    assert response.status_code == 410
+    assert got is not None
+    assert got.outcome is Outcome.EXPIRED
+    assert ran == []
+    assert "301 seconds old" in facts.of("rejected")[0]["reason"]
+
+
+def test_a_replayed_token_is_409(facts: Facts) -> None:
+    app, _, ran = running()
+    token = sign(app, T)
+    assert post(app, token).status_code == 204
+    response = post(app, token)
+    got = verdict(app, token, response)
+    assert response.status_code == 409
+    assert got is not None
+    assert got.outcome is Outcome.REPLAYED
+    assert ran.count({"lead": 7}) == 1
+    assert facts.of("rejected")[0]["envelope"] == T
+
+
+def test_fifty_replays_at_once_run_once() -> None:
+    app, _, ran = running(ASYNC_HOOKS_CONCURRENCY=50)
+    token = sign(app, T)
+    statuses: list[int] = []
+    threads = [
+        threading.Thread(target=lambda: statuses.append(post(app, token).status_code))
+        for _ in range(50)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(statuses) == [204] + [409] * 49
+    assert ran.count({"lead": 7}) == 1
+
+
+def test_an_unknown_task_is_404_with_a_verdict() -> None:
+    app, _, _ = running()
+    token = sign(app, Envelope(id="2", task="os.system", body="{}"))
+    response = post(app, token)
+    got = verdict(app, token, response)
+    assert response.status_code == 404
+    assert got is not None
+    assert got.outcome is Outcome.UNKNOWN
+    assert "No task is registered under the name 'os.system'" in str(got.error)
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome"),
+    [
+        (ValueError("x"), Verdict(Outcome.FAILED, "ValueError: x")),
+        (Discard("x"), Verdict(Outcome.DISCARDED, "Discard: x")),
+        (Retry("x", after=5), Verdict(Outcome.RETRY, "Retry: x", 5)),
+    ],
+)
+def test_a_failure_is_500_with_a_verdict(error: Exception, outcome: Verdict, action: str) -> None:
+    app, hooks = make_app()
+
+    def run_action(self: AsyncTask, data: dict[str, Any]) -> None:
+        raise error
+
+    make_task(hooks, action, name="t", run_action=run_action)
+    token = sign(app, T)
+    response = post(app, token)
+    assert (response.status_code, response.data) == (500, b"")
+    assert verdict(app, token, response) == outcome
+
+
+@pytest.mark.parametrize("config", [{"TESTING": True}, {"DEBUG": True}])
+def test_where_flask_lets_exceptions_out_the_verdict_comes_all_the_same(
+    config: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    app, hooks = make_app(**config)
+    app.debug = config.get("DEBUG", False)
+    make_task(hooks, "endpoint", name="t", run_action=lambda self, data: 1 / 0)
+    assert post(app, sign(app, T)).status_code == 500
+    assert any(r.exc_info and "fresh request" in r.getMessage() for r in caplog.records)
+
+
+def test_beyond_the_concurrency_cap_it_is_503_and_not_consumed() -> None:
+    app, hooks = make_app(ASYNC_HOOKS_CONCURRENCY=1)
+    started, go_on = threading.Event(), threading.Event()
+
+    def run_action(self: AsyncTask, data: dict[str, Any]) -> None:
+        started.set()
+        assert go_on.wait(20)
+
+    make_task(hooks, "endpoint", name="t", run_action=run_action)
+    first = threading.Thread(target=post, args=(app, sign(app, T)))
+    first.start()
+    assert started.wait(20)
+    token = sign(app, Envelope(id="2", task="t", body="{}"))
+    response = post(app, token)
+    assert (response.status_code, response.headers["Retry-After"]) == (503, "1")
+    assert verdict(app, token, response) is not None
+    go_on.set()
+    first.join()
+    assert post(app, token).status_code == 204
+
+
+def test_a_stranger_is_answered_before_any_before_request() -> None:
+    app, _, ran = running()
+    post(app, b"nonsense")
+    assert ran == []
+
+
+def test_csrf_protection_does_not_stop_it() -> None:
+    app, _, ran = running()
+    CSRFProtect(app)
+    app.add_url_rule("/form", view_func=lambda: "ok", methods=["POST"])
+    assert app.test_client().post("/form").status_code == 400
+    assert post(app, sign(app, T)).status_code == 204
+    assert {"lead": 7} in ran
+
+
+def test_it_works_under_trusted_hosts() -> None:
+    app, _, ran = running(TRUSTED_HOSTS=["shop.example"])
+    from async_hooks.envelope import Origin
+
+    envelope = Envelope(id="1", task="t", body="{}", origin=Origin("https", "shop.example", ""))
+    assert post(app, sign(app, envelope)).status_code == 204
+    assert {} in ran
+
+
+def test_it_is_mounted_under_the_prefix() -> None:
+    app, _, _ = running(ASYNC_HOOKS_URL_PREFIX="/_internal")
+    response = app.test_client().post(
+        "/_internal/run", data=sign(app, T), content_type=CONTENT_TYPE
+    )
+    assert response.status_code == 204
+    assert post(app, sign(app, T)).status_code == 404
+
+
+def test_a_refusal_is_one_log_line(caplog: pytest.LogCaptureFixture) -> None:
+    app, _, _ = running()
+    app.test_client().open(URL, method="PO\rST")
+    [record] = caplog.records
+    assert record.levelno == logging.WARNING
+    assert "\r" not in record.getMessage()
+
+
+def test_the_session_of_a_run_sets_no_cookie() -> None:
+    app, hooks = make_app()
+
+    def run_action(self: AsyncTask, data: dict[str, Any]) -> None:
+        flask.session["seen"] = True
+
+    make_task(hooks, "endpoint", name="t", run_action=run_action)
+    assert "Set-Cookie" not in post(app, sign(app, T)).headers

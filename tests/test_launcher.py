@@ -1,0 +1,329 @@
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import blinker
+import flask
+import pytest
+from conftest import Facts, make_app, make_task
+from flask import Flask, current_app
+
+from async_hooks import (
+    AsyncHooks,
+    AsyncTask,
+    ConfigError,
+    DataError,
+    DepthExceeded,
+    SkipTask,
+    async_signal,
+    current_envelope,
+)
+
+
+def heard(hooks: AsyncHooks, on: str | blinker.Signal, name: str = "heard") -> list[Any]:
+    """Connect a receiver that keeps what it was sent."""
+    received: list[Any] = []
+
+    @hooks.receiver(on, name=name)
+    def keep(sender: Flask, **kwargs: Any) -> None:
+        received.append((sender, kwargs))
+
+    return received
+
+
+def test_a_name_in_the_default_namespace_triggers(action: str) -> None:
+    app, hooks = make_app()
+    make_task(hooks, action)
+    received = heard(hooks, action)
+    with app.app_context():
+        blinker.signal(action).send("anyone", lead=7)
+    assert received == [(app, {"lead": 7})]
+
+
+def test_a_signal_object_triggers(action: str) -> None:
+    app, hooks = make_app()
+    signal = blinker.Namespace().signal(action)
+    make_task(hooks, signal)
+    received = heard(hooks, signal)
+    with app.app_context():
+        blinker.signal(action).send(app)
+        assert received == []
+        signal.send(app)
+    assert received == [(app, {})]
+
+
+def test_flasks_own_signals_trigger() -> None:
+    app, hooks = make_app()
+    make_task(hooks, flask.message_flashed)
+    received = heard(hooks, flask.message_flashed)
+    app.add_url_rule("/", view_func=lambda: flask.flash("saved") or "ok")
+    app.test_client().get("/")
+    assert received == [(app, {"message": "saved", "category": "message"})]
+
+
+@pytest.mark.parametrize("name", ["request_started", "request_finished", "request_tearing_down"])
+def test_signals_about_the_endpoints_own_request_never_launch(name: str, facts: Facts) -> None:
+    app, hooks = make_app()
+    prepare = {"prepare_data": lambda self, sender, /, **kwargs: {}}
+    signal = getattr(flask, name)
+    make_task(hooks, signal, **prepare)
+    received = heard(hooks, signal)
+    app.add_url_rule("/", view_func=lambda: "ok")
+    app.test_client().get("/")
+    assert received == [(app, {})]
+    assert len(facts.of("launched")) == 1
+
+
+def test_a_signal_in_a_thread_with_a_pushed_context_launches(action: str) -> None:
+    app, hooks = make_app()
+    make_task(hooks, action)
+    received = heard(hooks, action)
+
+    def work() -> None:
+        with app.app_context():
+            blinker.signal(action).send(app)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert received == [(app, {})]
+
+
+def test_a_signal_without_a_context_launches_nothing_and_says_so(
+    action: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    app, hooks = make_app()
+    make_task(hooks, action)
+    received = heard(hooks, action)
+    assert blinker.signal(action).send(app)[0][1] is None
+    blinker.signal(action).send(app)
+    assert received == []
+    assert [r.message for r in caplog.records if "outside of an application" in r.message] != []
+
+
+def test_the_launching_receiver_returns_the_id(action: str, facts: Facts) -> None:
+    app, hooks = make_app()
+    make_task(hooks, action)
+    with app.app_context():
+        [(_, envelope_id)] = blinker.signal(action).send(app)
+    assert [said["envelope"].id for said in facts.of("launched")] == [envelope_id]
+
+
+def test_only_the_current_apps_tasks_launch(action: str) -> None:
+    _, first_hooks = make_app()
+    second, second_hooks = make_app()
+    make_task(first_hooks, action)
+    make_task(second_hooks, action)
+    in_first, in_second = heard(first_hooks, action), heard(second_hooks, action)
+    with second.app_context():
+        blinker.signal(action).send()
+    assert (in_first, in_second) == ([], [(second, {})])
+
+
+def test_one_extension_serves_several_apps(action: str) -> None:
+    hooks = AsyncHooks()
+    make_task(hooks, action)
+    received = heard(hooks, action)
+    apps = [Flask("one"), Flask("two")]
+    for app in apps:
+        app.config.update(SECRET_KEY="k" * 32, ASYNC_HOOKS_TRANSPORT="eager")
+        hooks.init_app(app)
+    for app in apps:
+        with app.app_context():
+            blinker.signal(action).send()
+    assert received == [(apps[0], {}), (apps[1], {})]
+
+
+def test_a_factory_called_twice_gives_each_app_its_own_closures(action: str) -> None:
+    hooks = AsyncHooks()
+
+    def create_app(said: list[str]) -> Flask:
+        app = Flask("tests.app")
+        app.config.update(SECRET_KEY="k" * 32, ASYNC_HOOKS_TRANSPORT="eager")
+        hooks.init_app(app)
+
+        @hooks.register
+        class Local(AsyncTask):
+            action = name
+
+            def prepare_data(self, sender: Any, /) -> dict[str, Any]:
+                said.append("prepared")
+                return {}
+
+        @hooks.receiver(name)
+        def receive(sender: Flask) -> None:
+            said.append("received")
+
+        return app
+
+    name = action
+    first: list[str] = []
+    second: list[str] = []
+    apps = [create_app(first), create_app(second)]
+    with apps[0].app_context():
+        blinker.signal(action).send()
+    assert (first, second) == (["prepared", "received"], [])
+    with apps[1].app_context():
+        blinker.signal(action).send()
+    assert (first, second) == (["prepared", "received"],) * 2
+
+
+def test_a_dead_app_leaves_no_connections(action: str) -> None:
+    import gc
+
+    def scope() -> None:
+        _, hooks = make_app()
+        make_task(hooks, action)
+        heard(hooks, action)
+
+    scope()
+    gc.collect()
+    assert not blinker.signal(action).receivers
+    assert not async_signal(action).receivers
+
+
+def test_several_tasks_on_one_action_are_each_delivered(action: str) -> None:
+    app, hooks = make_app()
+    ran = []
+    for name in ("one", "two"):
+        make_task(hooks, action, name=name, run_action=lambda self, data: ran.append(self.name))
+    with app.app_context():
+        ids = [result for _, result in blinker.signal(action).send(app)]
+    assert sorted(ran) == ["one", "two"]
+    assert len(set(ids)) == 2
+
+
+def test_skip_task_cancels(action: str, facts: Facts) -> None:
+    app, hooks = make_app()
+
+    def prepare_data(self: AsyncTask, sender: Any, /) -> dict[str, Any]:
+        raise SkipTask
+
+    make_task(hooks, action, prepare_data=prepare_data)
+    with app.app_context():
+        assert blinker.signal(action).send(app)[0][1] is None
+    assert facts.said == []
+
+
+def test_keyword_arguments_called_self_and_sender_arrive(action: str) -> None:
+    app, hooks = make_app()
+    arrived: list[Any] = []
+    make_task(hooks, action, run_action=lambda self, data: arrived.append(data))
+    with app.app_context():
+        blinker.signal(action).send(app, self=1, task=2, state=3)
+    assert arrived == [{"self": 1, "task": 2, "state": 3}]
+
+
+class TestFailingPrepareData:
+    @staticmethod
+    def failing(action: str, **config: Any) -> Flask:
+        app, hooks = make_app(**config)
+
+        def prepare_data(self: AsyncTask, sender: Any, /) -> dict[str, Any]:
+            raise ValueError("no such lead")
+
+        make_task(hooks, action, prepare_data=prepare_data, name="leads")
+        app.add_url_rule("/", view_func=lambda: str(blinker.signal(action).send(app)[0][1]))
+        return app
+
+    def test_never_breaks_the_request(
+        self, action: str, facts: Facts, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        app = self.failing(action)
+        assert app.test_client().get("/").text == "None"
+        [said] = facts.of("failed")
+        assert (said["envelope"].task, said["envelope"].attempt) == ("leads", 0)
+        assert isinstance(said["exception"], ValueError)
+        [record] = caplog.records
+        assert "'leads'" in record.getMessage()
+        assert "could not be launched" in record.getMessage()
+        assert record.exc_info
+
+    @pytest.mark.parametrize("config", [{"TESTING": True}, {"PROPAGATE_EXCEPTIONS": True}])
+    def test_propagates_where_flask_propagates(self, action: str, config: dict[str, Any]) -> None:
+        app = self.failing(action, **config)
+        with pytest.raises(ValueError, match="no such lead"):
+            app.test_client().get("/")
+
+
+def test_data_that_cannot_travel_never_breaks_the_request(action: str, facts: Facts) -> None:
+    app, hooks = make_app()
+    make_task(hooks, action)
+    with app.app_context():
+        assert blinker.signal(action).send(app, lead=object())[0][1] is None
+    assert isinstance(facts.of("failed")[0]["exception"], DataError)
+
+
+def test_dispatch_launches_without_a_signal(action: str) -> None:
+    app, hooks = make_app()
+    task = make_task(hooks, action)
+    received = heard(hooks, action)
+    with app.app_context():
+        envelope_id = task.dispatch({"lead": 7})
+    assert received == [(app, {"lead": 7})]
+    assert len(envelope_id) == 32
+
+
+def test_dispatch_raises_on_data_that_cannot_travel(action: str) -> None:
+    app, hooks = make_app()
+    task = make_task(hooks, action)
+    with app.app_context(), pytest.raises(DataError, match=r"data\['lead'\]"):
+        task.dispatch({"lead": object()})
+
+
+def test_the_snapshot_is_not_changed_by_later_changes(action: str) -> None:
+    app, hooks = make_app()
+    task = make_task(hooks, action)
+    received = heard(hooks, action)
+
+    def view() -> str:
+        data = {"leads": [1]}
+        task.dispatch(data)
+        data["leads"].append(2)
+        return "ok"
+
+    app.add_url_rule("/", view_func=view)
+    app.test_client().get("/")
+    assert received == [(app, {"leads": [1]})]
+
+
+def test_a_task_that_launches_itself_is_stopped_by_depth(action: str, facts: Facts) -> None:
+    app, hooks = make_app(ASYNC_HOOKS_MAX_DEPTH=3)
+    depths: list[int] = []
+
+    def run_action(self: AsyncTask, data: dict[str, Any]) -> None:
+        depths.append(current_envelope.depth)
+        blinker.signal(action).send(current_app)
+
+    make_task(hooks, action, run_action=run_action)
+    with app.app_context():
+        blinker.signal(action).send(app)
+    assert depths == [0, 1, 2, 3]
+    [said] = facts.of("failed")
+    assert isinstance(said["exception"], DepthExceeded)
+    assert "'ASYNC_HOOKS_MAX_DEPTH' allows 3" in str(said["exception"])
+
+
+def test_unknown_address_without_fallback_is_an_error_at_launch(action: str) -> None:
+    app, hooks = make_app(ASYNC_HOOKS_TRANSPORT="loopback", ASYNC_HOOKS_FALLBACK=None)
+    task = make_task(hooks, action)
+    with app.app_context(), pytest.raises(ConfigError, match="'ASYNC_HOOKS_URL' is not set"):
+        task.dispatch({})
+
+
+def test_a_listener_that_raises_is_logged_and_ignored(
+    action: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    from async_hooks.signals import task_launched
+
+    def broken(sender: Any, /, **kwargs: Any) -> None:
+        raise RuntimeError("metrics are down")
+
+    app, hooks = make_app()
+    task = make_task(hooks, action)
+    received = heard(hooks, action)
+    with task_launched.connected_to(broken, app), app.app_context():
+        task.dispatch({})
+    assert received == [(app, {})]
+    assert "A listener of task_launched raised" in caplog.text

@@ -1,0 +1,314 @@
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from conftest import Facts, make_app, make_task
+from flask import Flask
+
+from async_hooks import AsyncTask, TransportError
+from async_hooks.envelope import Envelope
+from async_hooks.errors import AddressUnknown
+from async_hooks.relay import Relay
+from async_hooks.state import state_of
+from async_hooks.verdict import Outcome, Verdict
+
+DONE = Verdict(Outcome.COMPLETED)
+
+
+class Scripted:
+    """A transport that does what it is told, one step for each send, the last for ever."""
+
+    def __init__(self, *steps: Verdict | Exception | Callable[[Envelope], Any]) -> None:
+        self.steps = list(steps)
+        self.sent: list[str] = []
+        self._changed = threading.Condition()
+
+    def send(self, envelope: Envelope) -> Verdict | None:
+        with self._changed:
+            self.sent.append(envelope.id)
+            self._changed.notify_all()
+        step = self.steps.pop(0) if len(self.steps) > 1 else self.steps[0]
+        if isinstance(step, Exception):
+            raise step
+        return step(envelope) if callable(step) else step
+
+    def wait_for(self, count: int) -> list[str]:
+        with self._changed:
+            assert self._changed.wait_for(lambda: len(self.sent) >= count, timeout=20), self.sent
+        return self.sent
+
+
+@pytest.fixture
+def relays() -> Iterator[list[Relay]]:
+    made: list[Relay] = []
+    yield made
+    for relay in made:
+        relay.stop(0)
+
+
+def make_relay(
+    made: list[Relay],
+    transport: Scripted,
+    fallback: Scripted | None = None,
+    in_process: Scripted | None = None,
+    **config: Any,
+) -> Relay:
+    app, _ = make_app(**config)
+    relay = Relay(
+        app,
+        state_of(app).config,
+        transport,
+        fallback=fallback,
+        in_process=in_process or fallback or Scripted(DONE),
+    )
+    made.append(relay)
+    return relay
+
+
+def envelope(number: int = 1) -> Envelope:
+    return Envelope(id=str(number), task="t", body="{}")
+
+
+def test_what_is_put_is_sent_by_another_thread(relays: list[Relay]) -> None:
+    threads: list[int] = []
+    transport = Scripted(lambda envelope: threads.append(threading.get_ident()) or DONE)
+    relay = make_relay(relays, transport)
+    relay.put(envelope())
+    transport.wait_for(1)
+    relay.stop(20)
+    assert threads != [threading.get_ident()]
+
+
+@pytest.mark.parametrize("outcome", [Outcome.BUSY, Outcome.EXPIRED])
+def test_busy_and_expired_are_sent_again(
+    relays: list[Relay], outcome: Outcome, facts: Facts
+) -> None:
+    transport = Scripted(Verdict(outcome), Verdict(outcome), DONE)
+    make_relay(relays, transport).put(envelope())
+    assert transport.wait_for(3) == ["1", "1", "1"]
+    assert facts.of("failed") == []
+
+
+def test_busy_for_longer_than_a_token_lives_is_a_failure(relays: list[Relay], facts: Facts) -> None:
+    transport = Scripted(Verdict(Outcome.BUSY, "too much to do"))
+    make_relay(relays, transport, ASYNC_HOOKS_MAX_AGE=0.05).put(envelope())
+    [said] = facts.wait_for("failed")
+    assert "too much to do" in str(said["exception"])
+
+
+def test_what_never_left_runs_by_the_fallback(
+    relays: list[Relay], facts: Facts, caplog: pytest.LogCaptureFixture
+) -> None:
+    fallback = Scripted(DONE)
+    relay = make_relay(relays, Scripted(TransportError("refused", unsent=True)), fallback)
+    relay.put(envelope())
+    assert fallback.wait_for(1) == ["1"]
+    relay.stop(20)
+    assert facts.of("failed") == []
+    assert "Envelope 1 runs in this process instead: refused" in caplog.text
+
+
+def test_an_unknown_address_is_warned_of_once(
+    relays: list[Relay], caplog: pytest.LogCaptureFixture
+) -> None:
+    fallback = Scripted(DONE)
+    relay = make_relay(relays, Scripted(AddressUnknown("'ASYNC_HOOKS_URL' is not set")), fallback)
+    for number in range(5):
+        relay.put(envelope(number))
+    fallback.wait_for(5)
+    assert len([r for r in caplog.records if "ASYNC_HOOKS_URL" in r.getMessage()]) == 1
+
+
+def test_what_may_have_arrived_is_not_run_again(relays: list[Relay], facts: Facts) -> None:
+    fallback = Scripted(DONE)
+    relay = make_relay(relays, Scripted(TransportError("reset")), fallback)
+    relay.put(envelope())
+    [said] = facts.wait_for("failed")
+    assert str(said["exception"]) == "reset"
+    assert fallback.sent == []
+
+
+def test_without_a_fallback_it_is_dropped_loudly(
+    relays: list[Relay], facts: Facts, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_relay(relays, Scripted(TransportError("refused", unsent=True))).put(envelope())
+    facts.wait_for("failed")
+    [record] = [r for r in caplog.records if r.levelname == "ERROR"]
+    assert record.getMessage() == "Task 't' (envelope 1, attempt 1) was not delivered: refused"
+
+
+def test_a_transport_that_raises_anything_else_ends_nothing(
+    relays: list[Relay], facts: Facts
+) -> None:
+    transport = Scripted(KeyError("oops"), DONE)
+    relay = make_relay(relays, transport, ASYNC_HOOKS_CONCURRENCY=1)
+    relay.put(envelope(1))
+    relay.put(envelope(2))
+    transport.wait_for(2)
+    assert "KeyError" in str(facts.wait_for("failed")[0]["exception"])
+
+
+def blocked() -> tuple[Scripted, threading.Event]:
+    """Return a transport that holds every envelope until the event is set."""
+    go_on = threading.Event()
+    return Scripted(lambda envelope: go_on.wait(20) and DONE), go_on
+
+
+def test_a_full_queue_is_run_by_the_fallback_in_the_callers_thread(
+    relays: list[Relay], caplog: pytest.LogCaptureFixture
+) -> None:
+    transport, go_on = blocked()
+    ran_in: list[int] = []
+    fallback = Scripted(lambda envelope: ran_in.append(threading.get_ident()) or DONE)
+    limits = {"ASYNC_HOOKS_QUEUE_SIZE": 2, "ASYNC_HOOKS_CONCURRENCY": 1}
+    relay = make_relay(relays, transport, fallback, **limits)
+    relay.put(envelope(1))
+    transport.wait_for(1)
+    for number in (2, 3, 4):
+        relay.put(envelope(number))
+    assert fallback.sent == ["4"]
+    assert ran_in == [threading.get_ident()]
+    assert "'ASYNC_HOOKS_QUEUE_SIZE' allows" in caplog.text
+    go_on.set()
+    assert transport.wait_for(3) == ["1", "2", "3"]
+
+
+def test_a_full_queue_without_a_fallback_drops_loudly(relays: list[Relay], facts: Facts) -> None:
+    transport, go_on = blocked()
+    limits = {"ASYNC_HOOKS_QUEUE_SIZE": 1, "ASYNC_HOOKS_CONCURRENCY": 1}
+    relay = make_relay(relays, transport, **limits)
+    relay.put(envelope(1))
+    transport.wait_for(1)
+    relay.put(envelope(2))
+    relay.put(envelope(3))
+    [said] = facts.of("failed")
+    assert said["envelope"].id == "3"
+    assert "ASYNC_HOOKS_QUEUE_SIZE" in str(said["exception"])
+    go_on.set()
+    transport.wait_for(2)
+
+
+def test_a_stop_runs_what_waits_in_process(relays: list[Relay], facts: Facts) -> None:
+    transport, go_on = blocked()
+    in_process = Scripted(DONE)
+    relay = make_relay(relays, transport, None, in_process, ASYNC_HOOKS_CONCURRENCY=1)
+    for number in (1, 2, 3):
+        relay.put(envelope(number))
+    transport.wait_for(1)
+    stopping = threading.Thread(target=relay.stop, args=(20,))
+    stopping.start()
+    go_on.set()
+    stopping.join()
+    assert transport.sent == ["1"]
+    assert in_process.sent == ["2", "3"]
+    assert facts.of("failed") == []
+
+
+def test_what_is_put_after_a_stop_runs_at_once(relays: list[Relay]) -> None:
+    transport, in_process = Scripted(DONE), Scripted(DONE)
+    relay = make_relay(relays, transport, None, in_process)
+    relay.put(envelope(1))
+    transport.wait_for(1)
+    relay.stop(20)
+    relay.put(envelope(2))
+    assert in_process.sent == ["2"]
+
+
+def test_what_a_stop_cannot_wait_for_is_reported(relays: list[Relay], facts: Facts) -> None:
+    transport, go_on = blocked()
+    relay = make_relay(relays, transport, ASYNC_HOOKS_CONCURRENCY=1)
+    relay.put(envelope(1))
+    transport.wait_for(1)
+    relay.put(envelope(2))
+    relay.stop(0)
+    reported = {said["envelope"].id: str(said["exception"]) for said in facts.of("failed")}
+    go_on.set()
+    assert "still waiting" in reported["2"]
+    assert "still on its way" in reported["1"]
+
+
+def test_a_stop_of_an_idle_relay_takes_no_time(relays: list[Relay]) -> None:
+    make_relay(relays, Scripted(DONE)).stop(1000)
+
+
+def test_a_forked_child_sends_for_itself_and_not_what_its_parent_has(
+    relays: list[Relay],
+) -> None:
+    transport, go_on = blocked()
+    relay = make_relay(relays, transport, ASYNC_HOOKS_CONCURRENCY=1)
+    relay.put(envelope(1))
+    relay.put(envelope(2))
+    transport.wait_for(1)
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:  # The child: whatever happens, it must not return into pytest.
+        try:
+            transport.steps = [lambda sent: os.write(writing, f"{sent.id} ".encode()) and DONE]
+            relay.put(envelope(3))
+            transport.wait_for(2)
+            relay.stop(20)
+            os.write(writing, b"end")
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as pipe:
+        assert pipe.read() == "3 end"
+    os.waitpid(pid, 0)
+    go_on.set()
+    assert transport.wait_for(2) == ["1", "2"]
+
+
+def test_an_in_process_run_sees_nothing_of_its_starter(action: str, facts: Facts) -> None:
+    import flask
+
+    app, hooks = make_app(ASYNC_HOOKS_TRANSPORT="in_process")
+    seen: list[Any] = []
+
+    def run_action(self: AsyncTask, data: dict[str, Any]) -> None:
+        seen.append((flask.g.get("theirs"), flask.request.method, dict(flask.request.cookies)))
+
+    task = make_task(hooks, action, run_action=run_action)
+
+    def view() -> str:
+        flask.g.theirs = 1
+        return task.dispatch({})
+
+    app.add_url_rule("/", view_func=view)
+    app.test_client().get("/")
+    facts.wait_for("succeeded")
+    assert seen == [(None, "POST", {})]
+
+
+def test_an_object_with_send_is_a_transport(action: str) -> None:
+    transport = Scripted(lambda envelope: None)
+    app, hooks = make_app(ASYNC_HOOKS_TRANSPORT=transport)
+    task = make_task(hooks, action)
+    with app.app_context():
+        envelope_id = task.dispatch({})
+    assert transport.wait_for(1) == [envelope_id]
+    relay: Any = state_of(app).relay
+    relay.stop(20)
+
+
+def test_a_listener_of_a_sender_side_failure_has_an_app_context(
+    relays: list[Relay], facts: Facts
+) -> None:
+    import flask
+
+    from async_hooks.signals import task_failed
+
+    seen: list[Flask] = []
+
+    def listen(sender: Flask, /, **kwargs: Any) -> None:
+        seen.append(flask.current_app._get_current_object())  # type: ignore[attr-defined]
+
+    relay = make_relay(relays, Scripted(TransportError("reset")))
+    with task_failed.connected_to(listen):
+        relay.put(envelope())
+        facts.wait_for("failed")
+        relay.stop(20)
+    assert len(seen) == 1
