@@ -11,6 +11,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +21,8 @@ from .config import Config
 from .context import current_run
 from .errors import TokenError, TokenExpired, TokenReplayed
 from .executor import RUN, Run
-from .replay import Consumed
 from .signals import emit, task_failed, task_rejected
-from .signing import SKEW, WrongVersion
+from .signing import WrongVersion
 from .state import State, state_of
 from .verdict import STATUS, Outcome, Verdict
 from .wsgi import drain
@@ -66,7 +66,6 @@ class Endpoint:
         self._path = config.url_prefix + "/run"
         self._notice = notice
         self._slots = threading.BoundedSemaphore(config.concurrency)
-        self._consumed = Consumed(config.max_age + SKEW)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         run: Run | None = environ.get(RUN)
@@ -82,7 +81,7 @@ class Endpoint:
         state = state_of(self._app)
         try:
             token = _read(environ, state.config.max_bytes + _OVERHEAD)
-            verdict = self._judge(state, token, environ)
+            verdict = replace(self._judge(state, token, environ), place=state.consumed.place)
         except _Refused as refused:
             emit(task_rejected, self._app, envelope=None, reason=str(refused))
             return _answer(start_response, refused.status)
@@ -94,7 +93,9 @@ class Endpoint:
 
     def _judge(self, state: State, token: bytes, environ: WSGIEnvironment) -> Verdict:
         try:
-            envelope = state.signing.verify(token, now=time.time(), max_age=state.config.max_age)
+            envelope, issued_at = state.signing.verify(
+                token, now=time.time(), max_age=state.config.max_age
+            )
         except WrongVersion as error:
             return Verdict(Outcome.UNKNOWN, str(error))
         except TokenExpired as error:
@@ -107,17 +108,13 @@ class Endpoint:
                 Outcome.BUSY, "As many envelopes run as 'ASYNC_HOOKS_CONCURRENCY' allows."
             )
         try:
-            return self._run_once(Run(state, envelope), environ)
+            state.consumed.take(token, issued_at)
+            return self._serve(Run(state, envelope), environ)
+        except TokenReplayed as error:
+            emit(task_rejected, self._app, envelope=envelope, reason=str(error))
+            return Verdict(Outcome.REPLAYED, str(error))
         finally:
             self._slots.release()
-
-    def _run_once(self, run: Run, environ: WSGIEnvironment) -> Verdict:
-        try:
-            self._consumed.take(run.envelope)
-        except TokenReplayed as error:
-            emit(task_rejected, self._app, envelope=run.envelope, reason=str(error))
-            return Verdict(Outcome.REPLAYED, str(error))
-        return self._serve(run, environ)
 
     def _serve(self, run: Run, environ: WSGIEnvironment) -> Verdict:
         """Let the app serve the run's fresh request to its end, and say what became of it."""

@@ -51,6 +51,27 @@ class TransportError(AsyncHooksError):
         self.unsent = unsent
 
 
+class ConnectionBroken(TransportError):
+    """The connection ended after the envelope was sent and before a verdict came."""
+
+
+class Unreachable(TransportError):
+    """No connection to the endpoint could be made."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, unsent=True)
+
+
+class NotConsumed(TransportError):
+    """This app's own server is being stopped or replaced: the endpoint never began with it.
+
+    It is safe, and likely to help, to send it again.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, unsent=True)
+
+
 class AddressUnknown(TransportError):
     """Nobody has told, and no request has shown yet, where this app listens."""
 

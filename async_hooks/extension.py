@@ -14,6 +14,7 @@ from flask import Flask, request_started
 from . import config as configuration
 from . import log
 from .config import Config
+from .consumed import Consumed
 from .context import Capture, Context, Restore
 from .endpoint import Endpoint
 from .errors import ConfigError, OutboxRequired
@@ -24,7 +25,7 @@ from .receivers import Receiver
 from .recorder import Recorder, recording
 from .registry import Owned, Registry
 from .relay import Relay
-from .signing import Signing
+from .signing import SKEW, Signing
 from .state import KEY, State, Transport, state_of
 from .state import Relay as RelayProtocol
 from .task import (
@@ -67,13 +68,15 @@ class AsyncHooks:
         config = configuration.read(app.config)
         self._registry.generation += 1
         address = Address(config.url)
+        signing = Signing(app, config.audience)
         app.extensions[KEY] = State(
             app=app,
             config=config,
             registry=self._registry,
             generation=self._registry.generation,
             context=self._context,
-            signing=Signing(app, config.audience),
+            signing=signing,
+            consumed=Consumed(f"{signing.audience} in {app.root_path}", config.max_age + SKEW),
             launcher=Launcher(app),
             relay=_relay(app, config, address),
             is_reachable=lambda: _is_reachable(config, address),
@@ -160,7 +163,8 @@ class AsyncHooks:
     def _connect(self, signal: blinker.Signal, owned: Owned) -> None:
         # Signals outlive apps: the connection ends with the registry that owns it.
         signal.connect(owned, weak=False)
-        weakref.finalize(self._registry, signal.disconnect, owned)
+        end = weakref.finalize(self._registry, signal.disconnect, owned)
+        end.atexit = False  # What the relay runs when the process ends needs its receivers.
 
 
 def _relay(app: Flask, config: Config, address: Address) -> RelayProtocol:

@@ -22,7 +22,7 @@ from flask import Flask
 
 from .config import Config
 from .envelope import Envelope
-from .errors import AddressUnknown, TransportError
+from .errors import AddressUnknown, NotConsumed, TransportError
 from .signals import emit, task_discarded, task_failed
 from .state import Transport
 from .verdict import Outcome, Verdict
@@ -147,11 +147,15 @@ class Relay:
         while True:
             # A process that ends takes no requests any more, its own included.
             ending = crew.stopping.is_set()
-            verdict = (self._in_process if ending else self._transport).send(envelope)
-            if verdict is None or verdict.outcome not in _LATER:
-                return verdict
-            if time.monotonic() > deadline:
-                return verdict
+            try:
+                verdict = (self._in_process if ending else self._transport).send(envelope)
+            except NotConsumed:
+                if self._fallback is not None or time.monotonic() > deadline:
+                    raise
+            else:
+                is_final = verdict is None or verdict.outcome not in _LATER
+                if is_final or time.monotonic() > deadline:
+                    return verdict
             crew.stopping.wait(pause * uniform(0.5, 1.5))  # noqa: S311
             pause = min(2 * pause, _LONGEST_PAUSE)
 

@@ -41,15 +41,15 @@ class Signing:
                 "e.g. from: python -c 'import secrets; print(secrets.token_hex())'"
             )
         self._app = app
-        self._audience = audience if audience is not None else app.name
+        self.audience = audience if audience is not None else app.name
 
     def sign(self, envelope: Envelope, *, now: float) -> bytes:
         """Return the token of ``envelope``, issued at ``now`` (seconds since the epoch)."""
         origin = envelope.origin
         head = {
             "v": VERSION,
-            "aud": self._audience,
-            "iat": round(now, 3),
+            "aud": self.audience,
+            "iat": now,
             "id": envelope.id,
             "task": envelope.task,
             "attempt": envelope.attempt,
@@ -67,22 +67,22 @@ class Signing:
         text = f'{_json(head)[:-1]},"carried":{envelope.carried},"data":{envelope.body}}}'
         return self._signer(b"token").sign(text)
 
-    def verify(self, token: bytes, *, now: float, max_age: float) -> Envelope:
-        """Return the envelope of ``token``.
+    def verify(self, token: bytes, *, now: float, max_age: float) -> tuple[Envelope, float]:
+        """Return the envelope of ``token``, and when the token was issued.
 
         :raises TokenError: if it is not a token of this app for this audience; its subclasses
             WrongVersion, TokenExpired tell genuine tokens apart.
         """
         payload = json.loads(self._unsign(b"token", token))
-        if payload.get("aud") != self._audience:
-            raise TokenError(f"A token for {payload.get('aud')!r} came to {self._audience!r}.")
+        if payload.get("aud") != self.audience:
+            raise TokenError(f"A token for {payload.get('aud')!r} came to {self.audience!r}.")
         if payload.get("v") != VERSION:
             raise WrongVersion(
                 f"The token has version {payload.get('v')!r}; this code reads {VERSION}. "
                 "Is an older or newer release running beside this one?"
             )
         _check_age(payload, now, max_age)
-        return _envelope(payload)
+        return _envelope(payload), payload["iat"]
 
     def sign_verdict(self, token: bytes, verdict: Verdict) -> str:
         """Return ``verdict`` about ``token``, and no other, as one line of ASCII."""
@@ -91,6 +91,8 @@ class Signing:
             body["error"] = verdict.error[:ERROR_LENGTH]
         if verdict.after is not None:
             body["after"] = verdict.after
+        if verdict.place is not None:
+            body["at"] = verdict.place
         return self._signer(b"verdict").sign(_json(body)).decode("ascii")
 
     def verify_verdict(self, token: bytes, text: str) -> Verdict | None:
@@ -101,7 +103,9 @@ class Signing:
             return None
         if body["of"] != _digest(token):
             return None
-        return Verdict(Outcome(body["outcome"]), body.get("error"), body.get("after"))
+        return Verdict(
+            Outcome(body["outcome"]), body.get("error"), body.get("after"), body.get("at")
+        )
 
     def _signer(self, purpose: bytes) -> Signer:
         keys = [*(self._app.config.get("SECRET_KEY_FALLBACKS") or ()), self._app.secret_key]

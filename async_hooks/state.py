@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from flask import Flask, current_app
 
 from .config import Config, seconds
+from .consumed import Consumed
 from .context import Context
 from .envelope import Envelope
 from .errors import ConfigError
@@ -59,6 +60,7 @@ class State:
     generation: int
     context: Context
     signing: Signing
+    consumed: Consumed
     launcher: Launcher
     relay: Relay
     #: False while nothing that is launched could run anywhere.

@@ -107,7 +107,7 @@ class AsyncTask:
         if "name" not in cls.__dict__:
             cls.name = default_name(cls)
 
-    def prepare_data(self, sender: Any, /, **kwargs: Any) -> Mapping[str, Any]:
+    def prepare_data(self, sender: Any, /, *args: Any, **kwargs: Any) -> Mapping[str, Any]:
         """Return the data to travel, a dict of what JSON can carry.
 
         Runs in the triggering request with what the signal was sent with. Raise SkipTask to

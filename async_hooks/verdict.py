@@ -37,8 +37,12 @@ ERROR_LENGTH = 500
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """``error`` says in words what went wrong; ``after`` asks for a retry in so many seconds."""
+    """``error`` says in words what went wrong; ``after`` asks for a retry in so many seconds.
+
+    ``place`` names the record of consumed tokens that the endpoint keeps, if others share it.
+    """
 
     outcome: Outcome
     error: str | None = None
     after: float | None = None
+    place: str | None = None

@@ -44,7 +44,7 @@ def signing(key: str = KEY, *, old: list[str] | None = None, audience: str = "sh
 
 
 def verify(token: bytes, by: Signing, now: float = NOW) -> Envelope:
-    return by.verify(token, now=now, max_age=300)
+    return by.verify(token, now=now, max_age=300)[0]
 
 
 def test_wire_format_is_pinned() -> None:
@@ -122,7 +122,7 @@ def test_age_is_limited_and_skew_allowed() -> None:
 
 def test_a_verdict_is_about_one_token_only() -> None:
     ours = signing()
-    verdict = Verdict(Outcome.RETRY, "later, grüße\r\n", 2.5)
+    verdict = Verdict(Outcome.RETRY, "later, grüße\r\n", 2.5, "here")
     text = ours.sign_verdict(TOKEN, verdict)
     assert text.isascii()
     assert text.isprintable()

@@ -15,11 +15,13 @@ _PATIENCE = 30.0
 class Address:
     """The base URL of one app: configured, seen on the server's socket, or guessed and confirmed.
 
-    ``url`` is None until it is known for certain. Threads only ever replace a whole value.
+    ``url`` is None until it is known for certain; ``is_own`` says that this process's own server
+    listens there. Threads only ever replace a whole value.
     """
 
     def __init__(self, configured: str | None) -> None:
         self.url = configured
+        self.is_own = False
         self._guess: str | None = None
         self._refuted_at = float("-inf")
 
@@ -33,6 +35,7 @@ class Address:
         connection = environ.get("gunicorn.socket") or environ.get("werkzeug.socket")
         if connection is not None:
             self.url = _listening(connection, root)
+            self.is_own = True
         elif "SERVER_SOFTWARE" in environ or "uwsgi.version" in environ:
             port = server.get("SERVER_PORT", "")
             if port.isascii() and port.isdigit():

@@ -19,7 +19,7 @@ from urllib3.exceptions import NewConnectionError
 
 from ..config import Config
 from ..endpoint import CONTENT_TYPE
-from ..errors import TransportError
+from ..errors import ConnectionBroken, TransportError, Unreachable
 
 #: Seconds after which an idle connection is not used any more.
 _IDLE = 1.5
@@ -257,10 +257,8 @@ def _never_connected(error: requests.exceptions.ConnectionError) -> bool:
     return isinstance(cause, NewConnectionError)
 
 
-def _unreachable(url: str, error: Exception) -> TransportError:
-    return TransportError(
-        f"{url!r} can't be reached ({_reason(error)}). Does the app listen there?", unsent=True
-    )
+def _unreachable(url: str, error: Exception) -> Unreachable:
+    return Unreachable(f"{url!r} can't be reached ({_reason(error)}). Does the app listen there?")
 
 
 def _timed_out(url: str, timeout: float) -> TransportError:
@@ -270,8 +268,8 @@ def _timed_out(url: str, timeout: float) -> TransportError:
     )
 
 
-def _broken(url: str, error: Exception) -> TransportError:
-    return TransportError(
+def _broken(url: str, error: Exception) -> ConnectionBroken:
+    return ConnectionBroken(
         f"The connection to {url!r} broke before a verdict came ({_reason(error)}). "
         "Did the worker die, or was the server stopped?"
     )

@@ -33,7 +33,7 @@ class Eager:
         state = state_of(self._app)
         now = time.time()
         token = state.signing.sign(envelope, now=now)
-        arrived = state.signing.verify(token, now=now, max_age=state.config.max_age)
+        arrived, _ = state.signing.verify(token, now=now, max_age=state.config.max_age)
         run = InProcess(self._app).run(arrived)
         if run.exception is not None:
             raise run.exception

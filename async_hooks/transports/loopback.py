@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import suppress
 
 from flask import Flask
 
@@ -11,7 +12,14 @@ from ..config import Config
 from ..context import origin
 from ..endpoint import VERDICT_HEADER
 from ..envelope import Envelope, new_id
-from ..errors import AddressUnknown, TransportError
+from ..errors import (
+    AddressUnknown,
+    ConnectionBroken,
+    NotConsumed,
+    TokenReplayed,
+    TransportError,
+    Unreachable,
+)
 from ..executor import PING
 from ..state import state_of
 from ..verdict import Outcome, Verdict
@@ -30,6 +38,7 @@ class Loopback:
         self._config = config
         self._address = address
         self._threads = threading.local()
+        self._shares_record = False
 
     def send(self, envelope: Envelope) -> Verdict:
         """Post ``envelope`` and return the endpoint's verdict.
@@ -42,14 +51,39 @@ class Loopback:
         return self._post(url, envelope, self._timeout(envelope))
 
     def _post(self, url: str, envelope: Envelope, timeout: float) -> Verdict:
-        signing = state_of(self._app).signing
-        token = signing.sign(envelope, now=time.time())
-        answer = self._client(url).post(token, timeout)
+        state = state_of(self._app)
+        now = round(time.time(), 6)
+        token = state.signing.sign(envelope, now=now)
+        try:
+            answer = self._client(url).post(token, timeout)
+        except Unreachable as error:
+            if self._address.is_own:
+                raise NotConsumed(str(error)) from error
+            raise
+        except ConnectionBroken as error:
+            self._withdraw(token, now, error)
+            raise
         text = answer.headers.get(VERDICT_HEADER.lower())
-        verdict = signing.verify_verdict(token, text) if text is not None else None
+        verdict = state.signing.verify_verdict(token, text) if text is not None else None
         if verdict is None:
             raise TransportError(_stranger(url, answer))
+        self._shares_record = verdict.place is not None and verdict.place == state.consumed.place
         return verdict
+
+    def _withdraw(self, token: bytes, issued_at: float, error: ConnectionBroken) -> None:
+        """Consume what a broken connection left behind, unless the endpoint has.
+
+        That tells only where both look into the same record: where this process's own server
+        listens, or where the last verdict said so.
+
+        :raises NotConsumed: if the endpoint had not begun. Now it never will.
+        """
+        consumed = state_of(self._app).consumed
+        if not (self._shares_record or (self._address.is_own and consumed.place is not None)):
+            return
+        with suppress(TokenReplayed):
+            consumed.take(token, issued_at)
+            raise NotConsumed(str(error)) from error
 
     def _confirm(self) -> str:
         """Return the guessed address, once our own endpoint has answered a ping from there."""

@@ -1,0 +1,222 @@
+"""The movement on gunicorn, two gthread workers unless a test says otherwise."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+import requests
+from running import Site, answers, free_port, gunicorn, running, wait_until
+
+pytestmark = pytest.mark.slow
+
+Start = Callable[..., tuple[Site, str]]
+
+NO_FALLBACK = {"SITE_ASYNC_HOOKS_FALLBACK": "null"}
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    with ExitStack() as stack:
+
+        def start(*options: str, app: str = "shop:app", **environ: str) -> tuple[Site, str]:
+            port = free_port()
+            options = options or ("-w", "2", "-k", "gthread", "--threads", "8")
+            command = gunicorn(*options, "-b", f"127.0.0.1:{port}", app=app)
+            is_up = lambda: answers(("127.0.0.1", port))  # noqa: E731
+            site = stack.enter_context(
+                running(tmp_path, command, is_up, **{**NO_FALLBACK, **environ})
+            )
+            return site, f"http://127.0.0.1:{port}"
+
+        yield start
+
+
+def test_each_envelope_arrives_once_by_post_in_a_fresh_request(start: Start) -> None:
+    site, url = start()
+    for number in range(50):
+        assert requests.get(f"{url}/visit/{number}", timeout=30).ok
+    done = site.wait_for("done", 50)
+    assert sorted(line["done"] for line in done) == list(range(50))
+    assert {line["method"] for line in site.notes("method")} == {"POST"}
+    site.stop()
+    assert site.log.count('POST /async-hooks/run HTTP/1.1" 204') == 50
+    assert site.notes("failed") == []
+
+
+def test_envelopes_arrive_in_other_processes_too(start: Start) -> None:
+    other, other_url = start()
+    site, url = start(SITE_ASYNC_HOOKS_URL=other_url)
+    for number in range(10):
+        assert requests.get(f"{url}/visit/{number}", timeout=30).ok
+    site.wait_for("done", 10)
+    notes = site.notes("launched_in")
+    assert {note["pid"] for note in notes}.isdisjoint(note["launched_in"] for note in notes)
+    other.stop()
+    assert other.log.count('POST /async-hooks/run HTTP/1.1" 204') == 10
+    assert "POST" not in site.log
+
+
+def test_the_visitor_never_waits_for_a_task(start: Start) -> None:
+    site, url = start()
+    site.hold.touch()
+    for number in range(10):
+        assert requests.get(f"{url}/visit/{number}", timeout=30).ok
+    assert site.notes("done") == []
+    site.hold.unlink()
+    site.wait_for("done", 10)
+
+
+def test_three_receivers_have_a_request_each(start: Start) -> None:
+    site, url = start()
+    for number in range(20):
+        assert requests.get(f"{url}/split/{number}", timeout=30).ok
+    notes = site.wait_for("receiver", 60)
+    assert sorted((line["number"], line["receiver"]) for line in notes) == sorted(
+        (number, name) for number in range(20) for name in ("one", "two", "three")
+    )
+    assert len({line["id"] for line in notes}) == 60
+
+
+def test_no_more_run_at_once_in_a_process_than_concurrency_allows(start: Start) -> None:
+    site, url = start("-w", "1", "-k", "gthread", "--threads", "8")
+    site.hold.touch()
+    for number in range(6):
+        requests.get(f"{url}/visit/{number}", timeout=30)
+    site.wait_for("number", 2)
+    assert requests.get(f"{url}/", timeout=30).text == "up"
+    assert len(site.notes("number")) == 2
+    site.hold.unlink()
+    site.wait_for("done", 6)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("-w", "1", "-k", "sync"),
+        ("-w", "2", "-k", "sync", "--preload"),
+        ("-w", "2", "-k", "gthread", "--threads", "4", "--preload"),
+    ],
+    ids=" ".join,
+)
+def test_other_workers_deadlock_on_nothing(start: Start, options: tuple[str, ...]) -> None:
+    site, url = start(*options)
+    for number in range(20):
+        assert requests.get(f"{url}/visit/{number}", timeout=30).ok
+    site.wait_for("done", 20)
+    assert site.notes("failed") == []
+
+
+def test_a_unix_socket_is_found_out(tmp_path: Path) -> None:
+    path = str(tmp_path / "g.sock")
+    command = gunicorn("-w", "2", "-b", f"unix:{path}")
+    with running(tmp_path, command, lambda: answers(path), **NO_FALLBACK) as site:
+        import socket
+
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(path)
+            client.sendall(b"GET /visit/1 HTTP/1.1\r\nHost: shop.example\r\n\r\n")
+            assert client.recv(100).startswith(b"HTTP/1.1 200")
+        site.wait_for("done", 1)
+        assert site.notes("url")[0]["url"] == "http://shop.example/visit/1"
+
+
+def test_behind_a_proxy_urls_are_the_visitors(start: Start) -> None:
+    site, url = start(app="shop:proxied")
+    forwarded = {
+        "X-Forwarded-For": "203.0.113.9",
+        "X-Forwarded-Proto": "https",
+        "X-Forwarded-Host": "shop.example",
+        "X-Forwarded-Prefix": "/de",
+    }
+    requests.get(f"{url}/visit/1", headers=forwarded, timeout=30)
+    site.wait_for("done", 1)
+    [note] = site.notes("url")
+    assert note["url"] == "https://shop.example/de/visit/1"
+    assert note["path"] == "/async-hooks/run"
+
+
+def test_mounted_under_a_path_the_endpoint_is_found_there(start: Start) -> None:
+    site, url = start(app="shop:mounted")
+    requests.get(f"{url}/shop/visit/1", timeout=30)
+    site.wait_for("done", 1)
+    assert site.notes("url")[0]["url"] == f"{url}/shop/visit/1"
+    site.stop()
+    assert "POST /shop/async-hooks/run" in site.log
+
+
+def test_trusted_hosts_do_not_stop_it(start: Start) -> None:
+    site, url = start(SITE_TRUSTED_HOSTS='["shop.example"]')
+    requests.get(f"{url}/visit/1", headers={"Host": "shop.example"}, timeout=30)
+    site.wait_for("done", 1)
+    assert site.notes("url")[0]["url"] == "http://shop.example/visit/1"
+
+
+def test_a_configured_address_serves_a_process_that_served_no_request(start: Start) -> None:
+    site, url = start(SITE_ASYNC_HOOKS_URL="http://127.0.0.1:9")
+    requests.get(f"{url}/visit/1", timeout=30)
+    [note] = site.wait_for("failed", 1)
+    assert "'http://127.0.0.1:9/async-hooks/run' can't be reached" in note["error"]
+
+
+def test_a_refused_address_falls_back_in_process(start: Start) -> None:
+    site, url = start(
+        SITE_ASYNC_HOOKS_URL="http://127.0.0.1:9", SITE_ASYNC_HOOKS_FALLBACK="in_process"
+    )
+    requests.get(f"{url}/visit/1", timeout=30)
+    site.wait_for("done", 1)
+    [note] = site.notes("launched_in")
+    assert note["pid"] == note["launched_in"]
+    assert "runs in this process instead" in site.log
+
+
+def test_an_orderly_stop_runs_what_waits(start: Start) -> None:
+    site, url = start("-w", "1", "-k", "gthread", "--threads", "8")
+    site.hold.touch()
+    for number in range(30):
+        assert requests.get(f"{url}/visit/{number}", timeout=30).ok
+    site.wait_for("number", 2)
+    site.process.send_signal(signal.SIGTERM)
+    wait_until(lambda: "Handling signal: term" in site.log, "the stop")
+    site.hold.unlink()
+    site.process.wait(30)
+    assert sorted(line["done"] for line in site.notes("done")) == list(range(30))
+    assert site.notes("failed") == []
+
+
+def test_a_killed_executor_is_reported_and_nothing_is_run_twice(start: Start) -> None:
+    _, other_url = start()
+    site, url = start(SITE_ASYNC_HOOKS_URL=other_url, SITE_ASYNC_HOOKS_FALLBACK="in_process")
+    site.hold.touch()
+    requests.get(f"{url}/visit/1", timeout=30)
+    [note] = site.wait_for("number", 1)
+    os.kill(note["pid"], signal.SIGKILL)
+    [failed] = site.wait_for("failed", 1)
+    assert failed["failed"] == note["id"]
+    assert "broke before a verdict came" in failed["error"]
+    site.hold.unlink()
+    site.stop()
+    assert len(site.notes("number")) == 1
+
+
+def test_a_timeout_is_reported(start: Start) -> None:
+    site, url = start(SITE_ASYNC_HOOKS_TIMEOUT="0.2")
+    site.hold.touch()
+    requests.get(f"{url}/visit/1", timeout=30)
+    [note] = site.wait_for("failed", 1)
+    assert "gave no verdict within 0.2 seconds" in note["error"]
+    site.hold.unlink()
+    site.wait_for("done", 1)
+
+
+def test_several_apps_of_one_process_keep_apart(start: Start) -> None:
+    # site.py makes three apps with one AsyncHooks; only the served one launches.
+    site, url = start()
+    requests.get(f"{url}/visit/1", timeout=30)
+    site.wait_for("done", 1)
+    site.stop()
+    assert len(site.notes("number")) == 1

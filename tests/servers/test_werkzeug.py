@@ -1,0 +1,56 @@
+"""The movement on Flask's own server."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import requests
+from running import answers, free_port, running
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize("threads", ["--with-threads", "--without-threads"])
+def test_flask_run_delivers(tmp_path: Path, threads: str) -> None:
+    port = free_port()
+    command = [sys.executable, "-m", "flask", "--app", "shop:app", "run", threads]
+    with running(
+        tmp_path,
+        [*command, "--port", str(port)],
+        lambda: answers(("127.0.0.1", port)),
+        SITE_ASYNC_HOOKS_FALLBACK="null",
+    ) as site:
+        for number in range(10):
+            assert requests.get(f"http://127.0.0.1:{port}/visit/{number}", timeout=30).ok
+        done = site.wait_for("done", 10)
+        assert sorted(line["done"] for line in done) == list(range(10))
+        assert site.notes("failed") == []
+        assert site.log.count("POST /async-hooks/run") >= 9
+
+
+def test_in_debug_mode_with_a_raising_receiver_it_goes_on(tmp_path: Path) -> None:
+    port = free_port()
+    command = [sys.executable, "-m", "flask", "--app", "shop:app", "run", "--debug"]
+    with running(
+        tmp_path,
+        [*command, "--port", str(port)],
+        lambda: answers(("127.0.0.1", port)),
+        SITE_ASYNC_HOOKS_FALLBACK="null",
+    ) as site:
+        requests.get(f"http://127.0.0.1:{port}/visit/1", timeout=30)
+        site.wait_for("done", 1)
+
+
+def test_a_command_delivers_before_it_ends(tmp_path: Path) -> None:
+    code = (
+        "import blinker\n"
+        "from shop import app\n"
+        "with app.app_context():\n"
+        "    blinker.signal('visited').send(app, number=7)\n"
+    )
+    command = [sys.executable, "-c", code]
+    with running(tmp_path, command, lambda: True) as site:
+        assert site.process.wait(30) == 0
+        assert [line["done"] for line in site.notes("done")] == [7]
