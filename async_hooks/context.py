@@ -89,7 +89,8 @@ class Context:
 def origin(app: Flask) -> Origin:
     """Return this request's scheme, host and root as the app sees them, else the configured."""
     if has_request_context():
-        return Origin(request.scheme, request.host, request.environ.get("SCRIPT_NAME", ""))
+        this = request._get_current_object()  # type: ignore[attr-defined]
+        return Origin(this.scheme, this.host, this.environ.get("SCRIPT_NAME", ""))
     config = app.config
     trusted = [host.lstrip(".") for host in config.get("TRUSTED_HOSTS") or ()]
     host = config.get("SERVER_NAME") or (trusted[0] if trusted else "localhost")

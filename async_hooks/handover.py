@@ -29,13 +29,14 @@ LAUNCHES = "async_hooks.launches"
 
 def hand_over(app: Flask, envelope: Envelope) -> None:
     """Hand ``envelope`` over after this request's response; at once if there is none."""
-    if not has_request_context() or request_ctx.app is not app:
+    context = request_ctx._get_current_object() if has_request_context() else None  # type: ignore[attr-defined]
+    if context is None or context.app is not app:
         state_of(app).relay.put(envelope)
         return
-    launches: Launches | None = request.environ.get(LAUNCHES)
-    if launches is None:
-        launches = request.environ[LAUNCHES] = Launches(app, closes=False)
-    launches.add(envelope)
+    environ = context.request.environ
+    if LAUNCHES not in environ:
+        environ[LAUNCHES] = Launches(app, closes=False)
+    environ[LAUNCHES].add(envelope)
 
 
 class Launches:

@@ -33,10 +33,12 @@ class Trigger:
 
     def __call__(self, sender: Any, /, **kwargs: Any) -> str | None:
         """Launch, and return the envelope's id; None where there is nothing to launch."""
-        if not current_app:
+        try:
+            app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]
+        except RuntimeError:
             self._report_no_context()
             return None
-        state: State | None = current_app.extensions.get(KEY)
+        state: State | None = app.extensions.get(KEY)
         if state is None or not self.belongs_to(state.registry, state.generation):
             return None
         run = current_run.get(None)

@@ -11,7 +11,6 @@ from .errors import TransportError
 from .signals import (
     task_discarded,
     task_failed,
-    task_launched,
     task_rejected,
     task_started,
     task_succeeded,
@@ -29,16 +28,11 @@ def one_line(text: object) -> str:
 
 def subscribe() -> None:
     """Connect the wording to the signals; once per process is enough, more does no harm."""
-    task_launched.connect(_launched, weak=False)
     task_started.connect(_started, weak=False)
     task_succeeded.connect(_succeeded, weak=False)
     task_failed.connect(_failed, weak=False)
     task_discarded.connect(_discarded, weak=False)
     task_rejected.connect(_rejected, weak=False)
-
-
-def _launched(sender: Any, /, *, envelope: Envelope) -> None:
-    logger.debug("%s was launched.", _named(envelope))
 
 
 def _started(sender: Any, /, *, envelope: Envelope) -> None:

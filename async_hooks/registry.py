@@ -55,6 +55,8 @@ class Names(Generic[T]):
         versions = self._entries.get(name)
         if not versions:
             return None
+        if generation in versions:
+            return versions[generation]
         older = [key for key in versions if key <= generation]
         return versions[max(older) if older else min(versions)]
 

@@ -31,7 +31,7 @@ from .verdict import Outcome, Verdict
 _LATER = (Outcome.BUSY, Outcome.EXPIRED)
 
 #: Seconds between two such tries: doubled from the first to the second, with jitter.
-_PAUSE, _LONGEST_PAUSE = 0.02, 1.0
+_PAUSE, _LONGEST_PAUSE = 0.02, 0.2
 
 logger = logging.getLogger("async_hooks")
 _relays: weakref.WeakSet[Relay] = weakref.WeakSet()

@@ -9,12 +9,14 @@ stands inside. The data is readable: signing is not encryption.
 from __future__ import annotations
 
 import hashlib
+import hmac
 import json
+from functools import lru_cache
 from typing import Any
 
 from flask import Flask
 from itsdangerous import BadSignature, Signer
-from itsdangerous.encoding import base64_decode, base64_encode
+from itsdangerous.encoding import base64_decode, base64_encode, want_bytes
 
 from .envelope import Envelope, Origin
 from .errors import ConfigError, TokenError, TokenExpired
@@ -108,13 +110,8 @@ class Signing:
         )
 
     def _signer(self, purpose: bytes) -> Signer:
-        keys = [*(self._app.config.get("SECRET_KEY_FALLBACKS") or ()), self._app.secret_key]
-        return Signer(
-            keys,
-            salt=b"async_hooks." + purpose,
-            key_derivation="hmac",
-            digest_method=hashlib.sha256,
-        )
+        fallbacks = self._app.config.get("SECRET_KEY_FALLBACKS") or ()
+        return _signer((*fallbacks, self._app.secret_key), b"async_hooks." + purpose)
 
     def _unsign(self, purpose: bytes, signed: bytes) -> bytes:
         try:
@@ -126,6 +123,13 @@ class Signing:
             # Base64 has several spellings for the same bytes; only the one that was signed counts.
             raise TokenError("The signature is not written as it was signed.")
         return payload
+
+
+@lru_cache(maxsize=32)
+def _signer(secrets: tuple[str | bytes, ...], salt: bytes) -> Signer:
+    """Return what signs with the last of ``secrets`` and verifies with all."""
+    keys = [hmac.digest(want_bytes(secret), salt, "sha256") for secret in secrets]
+    return Signer(keys, key_derivation="none", digest_method=hashlib.sha256)
 
 
 def _check_age(payload: dict[str, Any], now: float, max_age: float) -> None:

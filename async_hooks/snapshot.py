@@ -12,6 +12,7 @@ from uuid import UUID
 
 from .errors import DataError
 
+_ATOMS = frozenset({str, int, bool, type(None)})
 _encode = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
 
 
@@ -31,7 +32,7 @@ def snapshot(data: Mapping[str, Any], *, max_bytes: int) -> str:
             "Raise SkipTask to launch nothing."
         )
     try:
-        text = _encode(plain(data, "data"))
+        text = _encode(data if _is_plain(data) else plain(data, "data"))
     except RecursionError:
         raise DataError("'data' is nested too deeply, or contains itself. Flatten it.") from None
     except ValueError as error:
@@ -42,6 +43,13 @@ def snapshot(data: Mapping[str, Any], *, max_bytes: int) -> str:
             "Store it and pass its id instead."
         )
     return text
+
+
+def _is_plain(data: Mapping[str, Any]) -> bool:
+    """Tell at a glance whether the usual, a flat dict of ids and texts, needs no second look."""
+    return type(data) is dict and all(
+        type(key) is str and type(value) in _ATOMS for key, value in data.items()
+    )
 
 
 def plain(value: Any, path: str) -> Any:

@@ -28,7 +28,7 @@ class Auth(IntFlag):
 
 def admits(level: Auth, *, anonymous: bool) -> bool:
     """Tell whether a task of ``level`` is for such a visitor."""
-    return bool(level & (Auth.LOGGED_OUT if anonymous else Auth.LOGGED_IN))
+    return bool(int(level) & (2 if anonymous else 1))  # In the request: Flag's & is slow.
 
 
 class SkipTask(Exception):

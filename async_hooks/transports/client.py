@@ -29,6 +29,9 @@ _HEAD = 64 * 1024
 
 _CONNECT_TIMEOUT = 5.0
 
+#: POSTs on one connection. It leads to one worker process; the next may find a less busy one.
+_POSTS = 32
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -70,6 +73,7 @@ class LeanClient:
         self._head = _request_head(parts.path, "localhost" if self._unix else parts.netloc, config)
         self._socket: socket.socket | None = None
         self._used_at = 0.0
+        self._posts = 0
 
     def post(self, body: bytes, timeout: float) -> Answer:
         deadline = time.monotonic() + timeout
@@ -83,7 +87,8 @@ class LeanClient:
         except TransportError:
             self._drop()
             raise
-        if reusable:
+        self._posts += 1
+        if reusable and answer.status != 503 and self._posts % _POSTS:
             self._used_at = time.monotonic()
         else:
             self._drop()

@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from async_hooks import TokenReplayed
+from async_hooks.consumed import Consumed
+
+NOW = 1_790_000_000.0
+
+
+@pytest.fixture(autouse=True)
+def tmpdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path
+
+
+def is_first(consumed: Consumed, token: bytes, issued_at: float = NOW) -> bool:
+    try:
+        consumed.take(token, issued_at)
+    except TokenReplayed:
+        return False
+    return True
+
+
+def test_a_token_is_taken_once() -> None:
+    consumed = Consumed("app", 360)
+    assert is_first(consumed, b"a")
+    assert not is_first(consumed, b"a")
+    assert is_first(consumed, b"b")
+
+
+def test_processes_share_the_record() -> None:
+    one, two = Consumed("app", 360), Consumed("app", 360)
+    assert one.place == two.place
+    assert is_first(one, b"a")
+    assert not is_first(two, b"a")
+    assert is_first(two, b"b")
+    assert not is_first(one, b"b")
+
+
+def test_other_apps_have_a_record_of_their_own() -> None:
+    one, two = Consumed("app", 360), Consumed("another", 360)
+    assert one.place != two.place
+    assert is_first(one, b"a")
+    assert is_first(two, b"a")
+
+
+def test_of_many_processes_one_takes(tmpdir: Path) -> None:
+    consumed = Consumed("app", 360)
+    consumed.take(b"opened before the fork", NOW)
+    reading, writing = os.pipe()
+    for _ in range(8):
+        if os.fork() == 0:
+            try:
+                os.write(
+                    writing,
+                    b"".join(b"01"[is_first(consumed, b"%d" % n) :][:1] for n in range(200)),
+                )
+            finally:
+                os._exit(0)
+    os.close(writing)
+    for _ in range(8):
+        os.wait()
+    with os.fdopen(reading, "rb") as pipe:
+        answers = pipe.read()
+    assert len(answers) == 8 * 200
+    assert answers.count(b"1") == 200
+
+
+def test_a_record_is_removed_when_no_token_can_be_valid(tmpdir: Path) -> None:
+    consumed = Consumed("app", 360)
+    for step in range(6):
+        assert is_first(consumed, b"a", NOW + 360 * step)
+    assert len(list(tmpdir.glob("*/*/span-*"))) == 3
+
+
+def test_a_record_cut_short_by_a_full_disk_is_mended(tmpdir: Path) -> None:
+    one, two = Consumed("app", 360), Consumed("app", 360)
+    assert is_first(one, b"a")
+    [path] = tmpdir.glob("*/*/span-*")
+    with path.open("ab") as file:
+        file.write(b"torn")
+    assert is_first(two, b"b")
+    assert not is_first(one, b"b")
+    assert path.stat().st_size == 32
+
+
+def test_a_record_that_cannot_be_kept_is_reported_and_kept_in_memory(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*args: Any) -> int:
+        raise OSError(28, "No space left on device")
+
+    consumed = Consumed("app", 360)
+    monkeypatch.setattr(os, "write", full)
+    assert is_first(consumed, b"a")
+    assert not is_first(consumed, b"a")
+    assert "No space left on device" in caplog.text
+
+
+@pytest.mark.parametrize("mode", [0o755, 0o770])
+def test_a_folder_that_others_can_enter_is_not_used(
+    tmpdir: Path, mode: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmpdir / f"async_hooks-{os.geteuid()}"
+    folder.mkdir()
+    folder.chmod(mode)
+    consumed = Consumed("app", 360)
+    assert consumed.place is None
+    assert is_first(consumed, b"a")
+    assert not is_first(consumed, b"a")
+    assert list(folder.iterdir()) == []
+    assert "is not a folder of this user's alone" in caplog.text
+
+
+def test_a_link_in_its_place_is_not_followed(tmpdir: Path, tmp_path_factory: Any) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    elsewhere.chmod(0o700)
+    (tmpdir / f"async_hooks-{os.geteuid()}").symlink_to(elsewhere)
+    assert Consumed("app", 360).place is None
+
+
+def test_the_folder_is_private(tmpdir: Path) -> None:
+    is_first(Consumed("app", 360), b"a")
+    for path in tmpdir.rglob("*"):
+        assert path.stat().st_mode & 0o077 == 0 or path.name == "place"
