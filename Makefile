@@ -4,7 +4,7 @@ PORT ?= 8000
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint format coverage benchmark wheel clean
 
 demo: $(VENV)/example
 	@PORT=$(PORT) $(BIN)/python -m example_site
@@ -18,6 +18,20 @@ lint: $(VENV)/lint
 	$(BIN)/mypy
 	$(BIN)/pyright async_hooks
 	$(BIN)/lint-imports --config setup.cfg
+
+format: $(VENV)/lint
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+coverage: $(VENV)/lint
+	$(BIN)/python -m coverage run --branch --source async_hooks -m pytest -m 'not slow'
+	$(BIN)/python -m coverage report --show-missing --skip-covered
+
+benchmark: $(VENV)/benchmarks
+	$(BIN)/python -m benchmarks.trigger $(ARGS)
+
+wheel: $(VENV)/lint
+	$(BIN)/python -m build
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

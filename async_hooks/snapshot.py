@@ -47,9 +47,12 @@ def snapshot(data: Mapping[str, Any], *, max_bytes: int) -> str:
 
 def _is_plain(data: Mapping[str, Any]) -> bool:
     """Tell at a glance whether the usual, a flat dict of ids and texts, needs no second look."""
-    return type(data) is dict and all(
-        type(key) is str and type(value) in _ATOMS for key, value in data.items()
-    )
+    if type(data) is not dict:
+        return False
+    for key, value in data.items():
+        if type(key) is not str or type(value) not in _ATOMS:
+            return False
+    return True
 
 
 def plain(value: Any, path: str) -> Any:

@@ -13,7 +13,7 @@ from flask_login import LoginManager, UserMixin, current_user, login_user, user_
 from async_hooks import AsyncHooks, AsyncHooksError, Auth, ConfigError
 
 
-class User(UserMixin):
+class User(UserMixin):  # type: ignore[misc]
     def __init__(self, user_id: str) -> None:
         self.id = user_id
 

@@ -158,7 +158,11 @@ def test_a_replaced_response_hands_over(action: str) -> None:
 
 def test_a_launch_at_teardown_is_handed_over(action: str) -> None:
     app, handed = site(action)
-    app.teardown_request(lambda error: blinker.signal(action).send(app) and None)
+
+    @app.teardown_request
+    def launch(error: BaseException | None) -> None:
+        blinker.signal(action).send(app)
+
     server = Server(app, "/unknown")
     server.finish()
     server.close()

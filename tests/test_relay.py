@@ -75,7 +75,12 @@ def envelope(number: int = 1) -> Envelope:
 
 def test_what_is_put_is_sent_by_another_thread(relays: list[Relay]) -> None:
     threads: list[int] = []
-    transport = Scripted(lambda envelope: threads.append(threading.get_ident()) or DONE)
+
+    def carry(envelope: Envelope) -> Verdict:
+        threads.append(threading.get_ident())
+        return DONE
+
+    transport = Scripted(carry)
     relay = make_relay(relays, transport)
     relay.put(envelope())
     transport.wait_for(1)
@@ -163,9 +168,15 @@ def test_a_full_queue_is_run_by_the_fallback_in_the_callers_thread(
 ) -> None:
     transport, go_on = blocked()
     ran_in: list[int] = []
-    fallback = Scripted(lambda envelope: ran_in.append(threading.get_ident()) or DONE)
-    limits = {"ASYNC_HOOKS_QUEUE_SIZE": 2, "ASYNC_HOOKS_CONCURRENCY": 1}
-    relay = make_relay(relays, transport, fallback, **limits)
+
+    def carry(envelope: Envelope) -> Verdict:
+        ran_in.append(threading.get_ident())
+        return DONE
+
+    fallback = Scripted(carry)
+    relay = make_relay(
+        relays, transport, fallback, ASYNC_HOOKS_QUEUE_SIZE=2, ASYNC_HOOKS_CONCURRENCY=1
+    )
     relay.put(envelope(1))
     transport.wait_for(1)
     for number in (2, 3, 4):
@@ -179,8 +190,7 @@ def test_a_full_queue_is_run_by_the_fallback_in_the_callers_thread(
 
 def test_a_full_queue_without_a_fallback_drops_loudly(relays: list[Relay], facts: Facts) -> None:
     transport, go_on = blocked()
-    limits = {"ASYNC_HOOKS_QUEUE_SIZE": 1, "ASYNC_HOOKS_CONCURRENCY": 1}
-    relay = make_relay(relays, transport, **limits)
+    relay = make_relay(relays, transport, ASYNC_HOOKS_QUEUE_SIZE=1, ASYNC_HOOKS_CONCURRENCY=1)
     relay.put(envelope(1))
     transport.wait_for(1)
     relay.put(envelope(2))

@@ -37,7 +37,9 @@ def wait_until(is_met: Callable[[], Any], what: str = "it") -> Any:
 class Site:
     """A running server, its log, and the ledger that it shares with the test's other servers."""
 
-    def __init__(self, folder: Path, command: list[str], environ: dict[str, str]) -> None:
+    def __init__(
+        self, folder: Path, command: list[str], cwd: Path, environ: dict[str, str]
+    ) -> None:
         self.folder = folder
         self.hold = folder / "hold"
         self.log_path = folder / f"log-{len(list(folder.glob('log-*')))}"
@@ -49,7 +51,7 @@ class Site:
         }
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
-                command, cwd=HERE, env=environ, stdout=log, stderr=log, start_new_session=True
+                command, cwd=cwd, env=environ, stdout=log, stderr=log, start_new_session=True
             )
 
     @property
@@ -82,9 +84,9 @@ class Site:
 
 @contextmanager
 def running(
-    folder: Path, command: list[str], is_up: Callable[[], bool], **environ: str
+    folder: Path, command: list[str], is_up: Callable[[], bool], *, cwd: Path = HERE, **environ: str
 ) -> Iterator[Site]:
-    site = Site(folder, command, environ)
+    site = Site(folder, command, cwd, environ)
     try:
         wait_until(lambda: is_up() or site.process.poll() is not None, "the server's start")
         assert site.process.poll() is None, site.log

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import requests
-from running import Site, answers, free_port, gunicorn, running, wait_until
+from running import HERE, Site, answers, free_port, gunicorn, running, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -29,7 +29,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
             command = gunicorn(*options, "-b", f"127.0.0.1:{port}", app=app)
             is_up = lambda: answers(("127.0.0.1", port))  # noqa: E731
             site = stack.enter_context(
-                running(tmp_path, command, is_up, **{**NO_FALLBACK, **environ})
+                running(tmp_path, command, is_up, cwd=HERE, **{**NO_FALLBACK, **environ})
             )
             return site, f"http://127.0.0.1:{port}"
 
@@ -114,7 +114,7 @@ def test_other_workers_deadlock_on_nothing(start: Start, options: tuple[str, ...
 def test_a_unix_socket_is_found_out(tmp_path: Path) -> None:
     path = str(tmp_path / "g.sock")
     command = gunicorn("-w", "2", "-b", f"unix:{path}")
-    with running(tmp_path, command, lambda: answers(path), **NO_FALLBACK) as site:
+    with running(tmp_path, command, lambda: answers(path), cwd=HERE, **NO_FALLBACK) as site:
         import socket
 
         with socket.socket(socket.AF_UNIX) as client:

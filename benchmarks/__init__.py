@@ -1,0 +1,1 @@
+"""Measures this library beside what people would use instead. Not part of the distribution."""

@@ -1,0 +1,141 @@
+"""The series of one repetition on one system: what is asked for, and what is read off it.
+
+All figures of time are microseconds.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from .client import Sample, closed_loop, paced
+from .server import THREADS, Site, running
+from .systems import System
+
+Figures = dict[str, float]
+
+#: Seconds between two paced requests: what the first one started is over before the second.
+_PAUSE = 0.04
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """How much is asked for in one repetition."""
+
+    #: Triggers of each hand-over series.
+    requests: int
+    #: Pairs of a no-op and a trigger in the paced series.
+    pairs: int
+    #: Launches of the burst, and how many of them one request makes.
+    burst: int
+    per_request: int
+
+
+def measure(system: System, load: Load) -> Figures:
+    """Measure one repetition of ``system``: latency on one web process, throughput on two."""
+    figures: Figures = {}
+    with running(system, workers=1) as site:
+        _warm_up(site)
+        for connections in (1, THREADS):
+            figures |= _hand_over(site, load.requests, connections)
+        figures |= _paced(site, load.pairs)
+        counts = Counter(_counts(site))
+    if system.defers:
+        with running(system, workers=system.web_workers) as site:
+            _warm_up(site)
+            figures |= _burst(site, load)
+            counts.update(_counts(site))
+    return figures | counts
+
+
+def _hand_over(site: Site, requests: int, connections: int) -> Figures:
+    _warm_up(site)
+    paths = _triggers(site, requests)
+    samples = closed_loop(site.port, paths, connections=connections)
+    site.settle()
+    times = [sample.hand_over / 1000 for sample in samples]
+    return {
+        f"hand_over_{connections}_p{percent}": percentile(times, percent)
+        for percent in (50, 95, 99)
+    }
+
+
+def _paced(site: Site, pairs: int) -> Figures:
+    """Take a no-op and a trigger in turn, on an otherwise idle server."""
+    _warm_up(site)
+    numbers = site.numbers(pairs)
+    samples = list(paced(site.port, _pairs(numbers), pause=_PAUSE))
+    site.settle()
+    noop = median(sample.latency for sample in samples[0::2]) / 1000
+    trigger = median(sample.latency for sample in samples[1::2]) / 1000
+    return {
+        "noop_p50": noop,
+        "response_p50": trigger,
+        "added_p50": trigger - noop,
+        "paced_hand_over_p50": median(sample.hand_over for sample in samples[1::2]) / 1000,
+        **_pickup(site, numbers, samples[1::2]),
+    }
+
+
+def _pickup(site: Site, numbers: range, triggers: Sequence[Sample]) -> Figures:
+    if not site.system.defers:
+        return {}
+    started = {note.number: note.started_at for note in site.notes.read()}
+    times = [
+        (started[number] - sample.started_at) / 1000
+        for number, sample in zip(numbers, triggers, strict=True)
+        if number in started
+    ]
+    return {"pickup_p50": percentile(times, 50), "pickup_p99": percentile(times, 99)}
+
+
+def _burst(site: Site, load: Load) -> Figures:
+    """Launch all at once; the time ends when the last receiver starts."""
+    requests, size = load.burst // load.per_request, load.per_request
+    numbers = site.numbers(requests * size)
+    paths = [f"/trigger/{first}/{size}" for first in numbers[::size]]
+    samples = closed_loop(site.port, paths, connections=THREADS, kept=False)
+    site.settle()
+    ran = {note.number: note.started_at for note in site.notes.read() if note.number in numbers}
+    seconds = (max(ran.values()) - min(sample.started_at for sample in samples)) / 1e9
+    return {"tasks_per_second": len(ran) / seconds}
+
+
+def _warm_up(site: Site) -> None:
+    """Let every thread and connection be made, and everything be imported."""
+    for connections in (1, THREADS, 4 * THREADS):
+        closed_loop(site.port, _triggers(site, 2 * connections), connections=connections)
+    # Workers may still be starting.
+    site.settle(patience=20.0)
+
+
+def _counts(site: Site) -> dict[str, int]:
+    """Hold the notebook against what was launched."""
+    if not site.system.defers:
+        return {"launched": 0, "once": 0, "twice": 0, "never": 0}
+    times = Counter(note.number for note in site.notes.read())
+    once = sum(times[number] == 1 for number in range(site.launched))
+    never = sum(times[number] == 0 for number in range(site.launched))
+    return {
+        "launched": site.launched,
+        "once": once,
+        "twice": site.launched - once - never,
+        "never": never,
+    }
+
+
+def _triggers(site: Site, requests: int) -> list[str]:
+    return [f"/trigger/{number}/1" for number in site.numbers(requests)]
+
+
+def _pairs(numbers: range) -> Iterator[str]:
+    for number in numbers:
+        yield "/noop/0/0"
+        yield f"/trigger/{number}/1"
+
+
+def percentile(values: Sequence[float], percent: int) -> float:
+    """Return the smallest value that ``percent`` of the values do not exceed."""
+    return sorted(values)[max(0, -(-len(values) * percent // 100) - 1)]

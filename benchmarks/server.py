@@ -1,0 +1,133 @@
+"""A real server for one system: gunicorn with threads, the system's worker, its notebook."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import uuid4
+
+from .client import Connection
+from .notes import VARIABLE, Notebook
+from .systems import QUEUE_VARIABLE, System
+
+THREADS = 8
+
+#: Seconds that a server has to start, and to stop.
+_START, _STOP = 20.0, 20.0
+
+_ROOT = Path(__file__).parents[1]
+
+
+@dataclass
+class Site:
+    """A running server. It numbers its launches, so that each can be told from all others."""
+
+    system: System
+    port: int
+    notes: Notebook
+    launched: int = 0
+
+    def numbers(self, launches: int) -> range:
+        """Return the numbers of the next ``launches`` launches."""
+        first = self.launched
+        self.launched += launches
+        return range(first, self.launched)
+
+    @property
+    def is_settled(self) -> bool:
+        return not self.system.defers or len(self.notes.read()) >= self.launched
+
+    def settle(self, *, patience: float = 5.0) -> None:
+        """Return when everything that was launched has run, or when nothing comes any more."""
+        if self.system.defers:
+            self.notes.wait(self.launched, patience=patience)
+
+
+@contextmanager
+def running(system: System, *, workers: int) -> Iterator[Site]:
+    """Serve ``system`` with ``workers`` web processes."""
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as processes:
+        notes, log = Notebook(Path(folder, "notes")), Path(folder, "log")
+        environ, port = _environ(notes), _free_port()
+        site = Site(system, port, notes)
+        if system.worker:
+            worker_log = Path(folder, "worker-log")
+            processes.enter_context(_process(system.worker, environ, worker_log))
+            processes.callback(_tell_if_unsettled, site, worker_log)
+        processes.callback(_tell, system, log)
+        web = processes.enter_context(_process(_gunicorn(system, port, workers), environ, log))
+        _await_answer(port, web)
+        yield site
+
+
+def _gunicorn(system: System, port: int, workers: int) -> tuple[str, ...]:
+    return (
+        *(sys.executable, "-m", "gunicorn", f"benchmarks.app:create_app({system.module!r})"),
+        *("--bind", f"127.0.0.1:{port}", "--worker-class", "gthread", "--log-level", "warning"),
+        *("--workers", str(workers), "--threads", str(THREADS)),
+    )
+
+
+def _environ(notes: Notebook) -> dict[str, str]:
+    # A proxy of the environment's would be asked for 127.0.0.1 too.
+    kept = {key: value for key, value in os.environ.items() if "proxy" not in key.lower()}
+    return {**kept, VARIABLE: str(notes.path), QUEUE_VARIABLE: f"benchmark-{uuid4().hex}"}
+
+
+@contextmanager
+def _process(command: tuple[str, ...], environ: dict[str, str], log: Path) -> Iterator[_Process]:
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            command, cwd=_ROOT, env=environ, stdout=output, stderr=output, start_new_session=True
+        )
+    try:
+        yield process
+    finally:
+        process.terminate()
+        try:
+            process.wait(_STOP)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port: int = free.getsockname()[1]
+        return port
+
+
+def _await_answer(port: int, web: _Process) -> None:
+    deadline = time.monotonic() + _START
+    while time.monotonic() < deadline and web.poll() is None:
+        try:
+            with Connection(port) as connection:
+                connection.get("/noop/0/0")
+                return
+        except OSError:
+            time.sleep(0.05)
+    raise SystemExit("The server did not start.")
+
+
+def _tell_if_unsettled(site: Site, log: Path) -> None:
+    # Workers greet and warn at length; what they say matters when work is missing.
+    if not site.is_settled:
+        _tell(site.system, log)
+
+
+def _tell(system: System, log: Path) -> None:
+    """Pass on the last of what a server wrote, if it wrote anything."""
+    if lines := log.read_text(errors="replace").splitlines()[-5:]:
+        print(f"{system.label} says:", *lines, sep="\n", file=sys.stderr)
+
+
+_Process = subprocess.Popen[bytes]

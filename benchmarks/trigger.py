@@ -1,0 +1,104 @@
+"""What a trigger costs: async_hooks beside the hand-written POST, Flask-Executor and a no-op.
+
+``python -m benchmarks.trigger`` starts real gunicorn servers on free ports of the loopback, one
+system after the other, round after round, so that the machine's moods fall on all of them. A goal
+is judged by the ratio of two systems in the same round. Exits with 1 if a launch of async_hooks
+did not run exactly once.
+
+hand-over: what the view waits, from just before the signal (submit, post) to just after, in a
+closed loop. added: a whole response with a launch less one without, paced, on an idle server.
+pickup: from the start of the hand-over to the start of the receiver, paced. tasks/s: a burst,
+from its first hand-over to the start of its last receiver; two processes do the work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from . import report
+from .goals import Results, judge
+from .series import Figures, Load, measure
+from .systems import ALWAYS, OURS, PEERS, System, missing
+
+
+def main() -> int:
+    options = _options()
+    load = _load(options)
+    systems = _systems(options.peers)
+    print(f"Machine: {report.machine()}")
+    print("Versions:", ", ".join(map(" ".join, report.versions(systems).items())))
+    print(
+        f"Load: {options.repetitions} repetitions of {load.requests} requests a series, "
+        f"{load.pairs} paced pairs, a burst of {load.burst} launches ({load.per_request} each)",
+        flush=True,
+    )
+    results = _measure_all(systems, load, options.repetitions)
+    outcomes = judge(results)
+    print(report.text(systems, results, outcomes))
+    if options.json is not None:
+        report.write_json(options.json, load, systems, results, outcomes)
+    return 0 if _ran_once(results[OURS.module]) else 1
+
+
+def _measure_all(systems: list[System], load: Load, repetitions: int) -> Results:
+    results: dict[str, list[Figures]] = {system.module: [] for system in systems}
+    for repetition in range(1, repetitions + 1):
+        for system in systems:
+            started = time.monotonic()
+            results[system.module].append(measure(system, load))
+            seconds = time.monotonic() - started
+            print(f"{repetition}/{repetitions} {system.label}: {seconds:.0f} s", file=sys.stderr)
+    return results
+
+
+def _ran_once(repetitions: Sequence[Figures]) -> bool:
+    return all(figures["once"] == figures["launched"] for figures in repetitions)
+
+
+def _options() -> argparse.Namespace:
+    description, _, words = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.trigger",
+        description=description,
+        epilog=words,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--repetitions", type=int, default=3, metavar="N", help="rounds (default: %(default)s)")
+    add("--requests", type=int, default=600, metavar="N", help="of a series (default: %(default)s)")
+    add("--burst", type=int, default=2000, metavar="N", help="launches (default: %(default)s)")
+    add("--per-request", type=int, default=10, metavar="N", help="of them (default: %(default)s)")
+    add("--quick", action="store_true", help="one short round, to see that it works")
+    add("--with", dest="peers", action="append", default=[], choices=PEERS, help="needs Redis")
+    add("--json", type=Path, metavar="FILE", help="write the raw figures there")
+    return parser.parse_args()
+
+
+def _load(options: argparse.Namespace) -> Load:
+    if options.quick:
+        options.repetitions = 1
+        return Load(requests=100, pairs=20, burst=200, per_request=options.per_request)
+    return Load(
+        requests=options.requests,
+        pairs=max(1, options.requests // 6),
+        burst=options.burst,
+        per_request=options.per_request,
+    )
+
+
+def _systems(peers: list[str]) -> list[System]:
+    systems = list(ALWAYS)
+    for peer in dict.fromkeys(peers):
+        if (reason := missing(peer)) is not None:
+            print(f"Left out {PEERS[peer].label}: {reason}.", file=sys.stderr)
+        else:
+            systems.append(PEERS[peer])
+    return systems
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,34 @@
+"""What users write, with types; `make lint` checks it. Nothing here runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flask import Flask
+
+from async_hooks import AsyncHooks, AsyncTask, async_signal
+
+hooks = AsyncHooks()
+
+
+@hooks.register
+class LeadTask(AsyncTask):
+    action = "lead_submitted"
+
+    def prepare_data(self, sender: Flask, *, lead: str) -> dict[str, Any]:
+        return {"lead": lead}
+
+    def run_action(self, data: dict[str, Any]) -> None:
+        self.send(**data)
+
+
+@hooks.receiver("lead_submitted", name="crm")
+def crm(sender: Flask, *, lead: str) -> int:
+    return 1
+
+
+@async_signal("lead_submitted").connect
+def news(sender: Flask, *, lead: str) -> None: ...
+
+
+envelope_id: str = LeadTask.dispatch({"lead": "x"})
