@@ -42,6 +42,7 @@ $(VENV)/%: setup.cfg $(VENV)/python
 	@touch $@
 
 $(VENV)/python:
-	@$(PYTHON) -c 'import sys; sys.exit("async_hooks needs Python 3.11 or later; set PYTHON=…" * (sys.version_info < (3, 11)))'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo "async_hooks needs Python 3.11 or later. Name one: make PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	@touch $@
