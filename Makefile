@@ -16,7 +16,7 @@ lint: $(VENV)/lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pyright async_hooks
+	$(BIN)/pyright --pythonpath $(BIN)/python async_hooks tests
 	$(BIN)/lint-imports --config setup.cfg
 
 format: $(VENV)/lint

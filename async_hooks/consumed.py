@@ -17,6 +17,7 @@ import hashlib
 import logging
 import os
 import stat
+import sys
 import tempfile
 import threading
 from contextlib import suppress
@@ -25,10 +26,8 @@ from pathlib import Path
 
 from .errors import TokenReplayed
 
-try:
+if sys.platform != "win32":
     import fcntl
-except ImportError:  # Windows has no flock; each process keeps a record of its own.
-    fcntl = None  # type: ignore[assignment]
 
 _SIZE = 16
 
@@ -129,7 +128,7 @@ class _Span:
 
 def _folder(name: str) -> Path | None:
     """Return the private folder of the app ``name``, or None where there can't be one."""
-    if fcntl is None:
+    if sys.platform == "win32":  # It has no flock; each process keeps a record of its own.
         return None
     try:
         home = Path(tempfile.gettempdir()) / f"async_hooks-{os.geteuid()}"

@@ -22,16 +22,13 @@ from .context import current_run
 from .errors import TokenError, TokenExpired, TokenReplayed
 from .executor import RUN, Run
 from .signals import emit, task_failed, task_rejected
-from .signing import WrongVersion
+from .signing import CONTENT_TYPE, VERDICT_HEADER, WrongVersion
 from .state import State, state_of
 from .verdict import STATUS, Outcome, Verdict
 from .wsgi import drain
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
-
-CONTENT_TYPE = "application/vnd.async-hooks.token"
-VERDICT_HEADER = "Async-Hooks-Verdict"
 
 #: What a token needs beside its data: head, carried context, signature.
 _OVERHEAD = 64 * 1024

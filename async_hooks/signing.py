@@ -25,6 +25,10 @@ from .verdict import ERROR_LENGTH, Outcome, Verdict
 #: The version of the wire format; a pinned test holds its bytes.
 VERSION = 1
 
+#: A token is a POST's body of this type; the verdict on it is a header of the answer.
+CONTENT_TYPE = "application/vnd.async-hooks.token"
+VERDICT_HEADER = "Async-Hooks-Verdict"
+
 #: Seconds that the sender's clock may be ahead of the endpoint's.
 SKEW = 60.0
 

@@ -13,8 +13,8 @@ from flask_wtf.csrf import CSRFProtect
 from werkzeug.test import TestResponse
 
 from async_hooks import AsyncHooks, AsyncTask, Discard, Retry
-from async_hooks.endpoint import CONTENT_TYPE, VERDICT_HEADER
 from async_hooks.envelope import Envelope
+from async_hooks.signing import CONTENT_TYPE, VERDICT_HEADER
 from async_hooks.state import state_of
 from async_hooks.verdict import Outcome
 

@@ -13,6 +13,7 @@ from werkzeug.test import create_environ
 
 from async_hooks.envelope import Envelope
 from async_hooks.handover import HandOver
+from async_hooks.wsgi import close
 
 
 def site(action: str, **config: Any) -> tuple[Flask, list[Envelope]]:
@@ -80,8 +81,7 @@ class Server:
         return b"".join(self.iterator)
 
     def close(self) -> None:
-        if hasattr(self.body, "close"):
-            self.body.close()
+        close(self.body)
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])

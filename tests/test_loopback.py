@@ -13,14 +13,15 @@ import pytest
 import requests
 from certificates import self_signed
 from conftest import make_app
+from requests import auth as requests_auth
 
 from async_hooks import TransportError
 from async_hooks.envelope import Envelope
 from async_hooks.errors import AddressUnknown
 from async_hooks.state import state_of
 from async_hooks.transports.address import Address
-from async_hooks.transports.client import Answer, client_for
-from async_hooks.transports.loopback import Loopback
+from async_hooks.transports.client import Answer
+from async_hooks.transports.loopback import Loopback, client_for
 from async_hooks.verdict import Outcome, Verdict
 
 Reply = Callable[[bytes], bytes]
@@ -190,7 +191,7 @@ def test_headers_and_basic_auth_are_sent(serve: Serve) -> None:
 
 
 def test_an_auth_object_is_used(serve: Serve) -> None:
-    class Bearer(requests.auth.AuthBase):
+    class Bearer(requests_auth.AuthBase):
         def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
             request.headers["Authorization"] = "Bearer x"
             return request
@@ -236,7 +237,7 @@ class TestTls:
         assert transport.send(E) == DONE
 
 
-@pytest.mark.parametrize("auth", [None, requests.auth.HTTPBasicAuth("a", "b")])
+@pytest.mark.parametrize("auth", [None, requests_auth.HTTPBasicAuth("a", "b")])
 class TestFailures:
     """By the lean client and by requests: an auth object wants the latter."""
 

@@ -257,7 +257,7 @@ def test_a_forked_child_sends_for_itself_and_not_what_its_parent_has(
     pid = os.fork()
     if pid == 0:  # The child: whatever happens, it must not return into pytest.
         try:
-            transport.steps = [lambda sent: os.write(writing, f"{sent.id} ".encode()) and DONE]
+            transport.steps[:] = [lambda sent: os.write(writing, f"{sent.id} ".encode()) and DONE]
             relay.put(envelope(3))
             transport.wait_for(2)
             relay.stop(20)

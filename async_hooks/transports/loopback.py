@@ -5,12 +5,12 @@ from __future__ import annotations
 import threading
 import time
 from contextlib import suppress
+from urllib.parse import urlsplit
 
 from flask import Flask
 
 from ..config import Config
 from ..context import origin
-from ..endpoint import VERDICT_HEADER
 from ..envelope import Envelope, new_id
 from ..errors import (
     AddressUnknown,
@@ -21,10 +21,13 @@ from ..errors import (
     Unreachable,
 )
 from ..executor import PING
+from ..signing import VERDICT_HEADER
 from ..state import state_of
 from ..verdict import Outcome, Verdict
 from .address import Address
-from .client import Answer, Client, client_for
+from .client import Answer, Client
+from .lean_client import LeanClient
+from .requests_client import RequestsClient
 
 #: Seconds that a guessed address has to answer a ping.
 PING_TIMEOUT = 5.0
@@ -113,6 +116,14 @@ class Loopback:
 
     def _timeout(self, envelope: Envelope) -> float:
         return state_of(self._app).timeout_of(envelope)
+
+
+def client_for(url: str, config: Config) -> Client:
+    """Return the client that fits ``url``: TLS and auth objects are requests' business."""
+    scheme = urlsplit(url).scheme
+    if scheme == "http+unix" or (scheme == "http" and not callable(config.auth)):
+        return LeanClient(url, config)
+    return RequestsClient(url, config)
 
 
 def _stranger(url: str, answer: Answer) -> str:
