@@ -4,13 +4,18 @@ PORT ?= 8000
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint format coverage benchmark wheel clean
+.PHONY: demo test test-minimum lint format coverage benchmark wheel clean
 
 demo: $(VENV)/example
 	@PORT=$(PORT) $(BIN)/python -m example_site
 
 test: $(VENV)/test
 	$(BIN)/python -m pytest $(ARGS)
+
+test-minimum:
+	$(PYTHON) -m venv $(VENV)-minimum
+	$(VENV)-minimum/bin/python -m pip install --quiet --editable '.[test]' --constraint tests/minimum.txt
+	$(VENV)-minimum/bin/python -m pytest -m 'not slow' $(ARGS)
 
 lint: $(VENV)/lint
 	$(BIN)/ruff check .
@@ -34,7 +39,7 @@ wheel: $(VENV)/lint
 	$(BIN)/python -m build
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) $(VENV)-minimum build dist *.egg-info
 
 # One file per extra says that it is installed, and is older than setup.cfg if it no longer is.
 $(VENV)/%: setup.cfg $(VENV)/python
