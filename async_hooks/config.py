@@ -145,6 +145,8 @@ class Config:
     max_bytes: int = _key(1024 * 1024, _count)
     #: Launches from within runs from within runs ….
     max_depth: int = _key(10, _count)
+    #: What a launch may lead to: the envelopes that its run launches, and theirs, and so on.
+    max_launches: int = _key(10_000, _count)
     #: TLS trust of the loopback: True, False or a CA bundle's path.
     verify: bool | str = _key(True, _verify)
     #: Extra headers of the loopback.

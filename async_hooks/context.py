@@ -26,6 +26,17 @@ class RunningTask(Protocol):
 
     def send(self, task: type[Any], kwargs: Mapping[str, Any]) -> list[Any]: ...
 
+    def spend(self, what: str) -> None:
+        """Take one launch from the budget.
+
+        :raises DepthExceeded: if none is left.
+        """
+        ...
+
+    def share(self, count: int) -> int:
+        """Return, and take, what each of ``count`` launches gets of the budget that is left."""
+        ...
+
 
 current_run: ContextVar[RunningTask] = ContextVar("async_hooks.run")
 

@@ -22,7 +22,8 @@ class Envelope(NamedTuple):
 
     ``body`` and ``carried`` are JSON texts: a snapshot that no later change can reach.
     ``user`` is what the identity's ``capture`` returned, None for an anonymous visitor.
-    ``parent_id`` and ``receiver`` are set on the children of a fan-out only.
+    ``parent_id`` and ``receiver`` are set on the children of a fan-out only. ``budget`` is how
+    many envelopes its run, and all that follows from it, may launch.
     """
 
     id: str
@@ -30,6 +31,7 @@ class Envelope(NamedTuple):
     body: str
     attempt: int = 1
     depth: int = 0
+    budget: int = 0
     user: Any = None
     carried: str = "{}"
     origin: Origin = Origin("http", "localhost", "")

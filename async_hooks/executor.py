@@ -13,7 +13,7 @@ from typing import Any
 from flask import Flask, Response, abort, request
 
 from .envelope import Envelope
-from .errors import AsyncHooksError
+from .errors import AsyncHooksError, DepthExceeded
 from .receivers import call, find_receiver, receivers_of
 from .signals import emit, task_failed, task_started, task_succeeded
 from .state import State
@@ -40,6 +40,7 @@ class Run:
         self.anonymous = True
         self.verdict: Verdict | None = None
         self.exception: Exception | None = None
+        self._budget = envelope.budget
         self._children: set[str] = set()
 
     def send(self, task: type[AsyncTask], kwargs: Mapping[str, Any]) -> list[Any]:
@@ -56,11 +57,26 @@ class Run:
             _report_unheard(self.state, task)
         return [call(self.state.app, receiver, kwargs) for receiver in receivers.values()]
 
+    def spend(self, what: str) -> None:
+        if self._budget == 0:
+            raise DepthExceeded(
+                f"{what} would be one launch too many: what is launched may lead to "
+                f"{self.state.config.max_launches} more, as 'ASYNC_HOOKS_MAX_LAUNCHES' allows. "
+                "Do tasks launch each other?"
+            )
+        self._budget -= 1
+
+    def share(self, count: int) -> int:
+        share = self._budget // count
+        self._budget -= share * count
+        return share
+
     def _split(self, receivers: Mapping[str, Any]) -> None:
         for name in receivers:
             child = self.envelope.for_receiver(name)
             if child.id not in self._children:
                 self._children.add(child.id)
+                self.spend(f"Receiver {name!r}")
                 self.state.launcher.hand_over(child)
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from flask import Flask, has_request_context, request
 from flask.globals import request_ctx
 
+from .context import current_run
 from .envelope import Envelope
 from .executor import RUN
 from .state import state_of
@@ -69,6 +70,10 @@ class Launches:
 
     def _put_all(self) -> None:
         envelopes = sorted(_popped(self._waiting), key=attrgetter("priority"))
+        run = current_run.get(None)
+        if run is not None and envelopes:
+            share = run.share(len(envelopes))
+            envelopes = [envelope._replace(budget=share) for envelope in envelopes]
         put = state_of(self._app).relay.put
         failed: list[BaseException] = []
         for envelope in envelopes:

@@ -9,6 +9,7 @@ from typing import Any
 
 from flask import Flask, current_app
 
+from .config import Config
 from .context import current_run, origin
 from .envelope import Envelope, new_id
 from .errors import AsyncHooksError, ConfigError, DepthExceeded
@@ -126,22 +127,28 @@ def _envelope(
             "'ASYNC_HOOKS_FALLBACK' is None. Set one of them."
         )
     run = current_run.get(None)
-    depth = run.envelope.depth + 1 if run is not None else 0
-    if depth > config.max_depth:
-        raise DepthExceeded(
-            f"Task {task.name!r} was launched {depth} runs deep; 'ASYNC_HOOKS_MAX_DEPTH' allows "
-            f"{config.max_depth}. Does it launch itself?"
-        )
+    if run is not None:
+        _check_depth(task, run.envelope, config)
+        run.spend(f"Task {task.name!r}")
     return Envelope(
         id=envelope_id,
         task=task.name,
         body=snapshot(data, max_bytes=config.max_bytes),
-        depth=depth,
+        depth=run.envelope.depth + 1 if run is not None else 0,
+        budget=config.max_launches,
         user=plain(user, "user"),
         carried=state.context.capture(config.max_bytes),
         origin=origin(state.app),
         priority=priority,
     )
+
+
+def _check_depth(task: type[AsyncTask], parent: Envelope, config: Config) -> None:
+    if parent.depth >= config.max_depth:
+        raise DepthExceeded(
+            f"Task {task.name!r} was launched {parent.depth + 1} runs deep; "
+            f"'ASYNC_HOOKS_MAX_DEPTH' allows {config.max_depth}. Does it launch itself?"
+        )
 
 
 def _launch(state: State, envelope: Envelope) -> str:

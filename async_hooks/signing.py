@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import logging
 from functools import lru_cache
 from typing import Any
 
@@ -33,6 +34,20 @@ VERDICT_HEADER = "Async-Hooks-Verdict"
 SKEW = 60.0
 
 
+#: Keys that stand in tutorials and templates, long enough to look like one.
+_WELL_KNOWN = {
+    b"192b9bdd22ab9ed4d12e236c78afcb9a393ec15f71bbf5dc987d54727823bcbf",
+    b"change-me-in-production",
+    b"supersecretkey1234567890",
+    b"this-is-a-secret-key",
+    b"this-really-needs-to-be-changed",
+    b"you-will-never-guess",
+    b"your-secret-key-here",
+}
+
+logger = logging.getLogger("async_hooks")
+
+
 class WrongVersion(TokenError):
     """A token is genuine but written by a version of the library that this one can't read."""
 
@@ -45,6 +60,12 @@ class Signing:
             raise ConfigError(
                 "'SECRET_KEY' is not set, so nothing can be signed. Set it to a random value, "
                 "e.g. from: python -c 'import secrets; print(secrets.token_hex())'"
+            )
+        if _is_weak(app.secret_key) and not app.testing:
+            logger.warning(
+                "'SECRET_KEY' is short or well known: whoever guesses it can run any task as any "
+                "user. Set it to a random value, e.g. from: "
+                "python -c 'import secrets; print(secrets.token_hex())'"
             )
         self._app = app
         self.audience = audience if audience is not None else app.name
@@ -60,6 +81,7 @@ class Signing:
             "task": envelope.task,
             "attempt": envelope.attempt,
             "depth": envelope.depth,
+            "budget": envelope.budget,
             "origin": [origin.scheme, origin.host, origin.root],
         }
         for key, value in (
@@ -129,6 +151,10 @@ class Signing:
         return payload
 
 
+def _is_weak(key: str | bytes) -> bool:
+    return len(key) < 16 or want_bytes(key).lower() in _WELL_KNOWN
+
+
 @lru_cache(maxsize=32)
 def _signer(secrets: tuple[str | bytes, ...], salt: bytes) -> Signer:
     """Return what signs with the last of ``secrets`` and verifies with all."""
@@ -157,6 +183,7 @@ def _envelope(payload: dict[str, Any]) -> Envelope:
         body=_json(payload["data"]),
         attempt=payload["attempt"],
         depth=payload["depth"],
+        budget=payload["budget"],
         user=payload.get("user"),
         carried=_json(payload["carried"]),
         origin=Origin(*payload["origin"]),

@@ -100,3 +100,16 @@ def test_second_init_app_on_one_app_is_refused() -> None:
 
 def test_prefix_may_be_the_root() -> None:
     assert read({"ASYNC_HOOKS_URL_PREFIX": "/"}).url_prefix == ""
+
+
+@pytest.mark.parametrize("key", ["dev", b"secret", "x" * 15, "You-will-never-guess"])
+def test_a_weak_secret_key_is_warned_of(key: str | bytes, caplog: pytest.LogCaptureFixture) -> None:
+    make_app(SECRET_KEY=key)
+    [record] = caplog.records
+    assert "'SECRET_KEY' is short or well known" in record.getMessage()
+    assert str(key) not in record.getMessage()
+
+
+def test_a_strong_secret_key_is_not_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    make_app(SECRET_KEY="0f" * 32)
+    assert caplog.records == []

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
 from typing import Any
 
 import blinker
@@ -332,3 +333,31 @@ def test_a_listener_that_raises_is_logged_and_ignored(
         task.dispatch({})
     assert received == [(app, {})]
     assert "A listener of task_launched raised" in caplog.text
+
+
+@pytest.mark.parametrize("width", [1, 2, 10])
+def test_a_fan_out_is_stopped_by_a_budget(action: str, facts: Facts, width: int) -> None:
+    app, hooks = make_app(ASYNC_HOOKS_MAX_LAUNCHES=100, ASYNC_HOOKS_MAX_DEPTH=1000)
+
+    def run_action(self: AsyncTask, data: dict[str, Any]) -> None:
+        for _ in range(width):
+            self.dispatch({})
+
+    task = make_task(hooks, action, run_action=run_action)
+    with hooks.testing(app) as launched, app.app_context():
+        task.dispatch({})
+        while launched.envelopes:
+            with suppress(DepthExceeded):
+                launched.run_all()
+            del launched.envelopes[:1]
+    assert 1 < len(facts.of("launched")) <= 101
+    assert "as 'ASYNC_HOOKS_MAX_LAUNCHES' allows" in str(facts.of("failed")[0]["exception"])
+
+
+def test_children_of_a_fan_out_are_paid_from_the_budget(action: str) -> None:
+    app, hooks = make_app(ASYNC_HOOKS_MAX_LAUNCHES=2)
+    task = make_task(hooks, action)
+    for name in ("one", "two", "three"):
+        hooks.receiver(action, name=name)(lambda sender: None)
+    with app.app_context(), pytest.raises(DepthExceeded, match="Receiver 'three' would be one"):
+        task.dispatch({})

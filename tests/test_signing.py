@@ -20,6 +20,7 @@ ENVELOPE = Envelope(
     body='{"lead_id":7}',
     attempt=2,
     depth=1,
+    budget=99,
     user="42",
     carried='{"locale":"de"}',
     origin=Origin("https", "shop.example", "/de"),
@@ -30,10 +31,11 @@ ENVELOPE = Envelope(
 #: The wire format of version 1. If this must change, so must the version.
 TOKEN = (
     b'{"v":1,"aud":"shop","iat":1790000000.0,"id":"0123456789abcdef0123456789abcdef",'
-    b'"task":"shop.tasks.LeadTask","attempt":2,"depth":1,"origin":["https","shop.example","/de"],'
+    b'"task":"shop.tasks.LeadTask","attempt":2,"depth":1,"budget":99,'
+    b'"origin":["https","shop.example","/de"],'
     b'"user":"42","parent":"ffffffffffffffffffffffffffffffff","receiver":"crm",'
     b'"carried":{"locale":"de"},"data":{"lead_id":7}}'
-    b".AWJbPPp0D3b912nU9jYQUf0gOjW5Bu1gO_-3nHj9p1c"
+    b".szY2z0cPeWKrgZAhhNch_-YYeWE5YgqE_eLI_rlL5JA"
 )
 
 
