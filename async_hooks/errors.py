@@ -43,23 +43,56 @@ class TransportError(AsyncHooksError):
     """An envelope did not reach the endpoint, or no verdict came back.
 
     ``unsent`` is true when no byte of it left this process, so that it is safe to run it
-    elsewhere; false when the endpoint may have run it.
+    elsewhere; false when the endpoint may have run it. ``cause`` names the kind of trouble.
     """
 
-    def __init__(self, message: str, *, unsent: bool = False) -> None:
+    unsent = False
+    cause = "unknown"
+
+    def __init__(self, message: str, *, cause: str | None = None) -> None:
         super().__init__(message)
-        self.unsent = unsent
+        if cause is not None:
+            self.cause = cause
 
 
-class ConnectionBroken(TransportError):
-    """The connection ended after the envelope was sent and before a verdict came."""
+class AddressUnknown(TransportError):
+    """Nobody has told, and no request has shown yet, where this app listens."""
+
+    unsent = True
+    cause = "address-unknown"
 
 
 class Unreachable(TransportError):
     """No connection to the endpoint could be made."""
 
-    def __init__(self, message: str) -> None:
-        super().__init__(message, unsent=True)
+    unsent = True
+    cause = "unreachable"
+
+
+class Untrusted(TransportError):
+    """The endpoint's certificate is not trusted; nothing was sent to it."""
+
+    unsent = True
+    cause = "tls"
+
+
+class NotTaken(TransportError):
+    """This process can't take the envelope: its queue is full, or it is ending."""
+
+    unsent = True
+    cause = "not-taken"
+
+
+class TimedOut(TransportError):
+    """No verdict came in time; the task may be running."""
+
+    cause = "timeout"
+
+
+class ConnectionBroken(TransportError):
+    """The connection ended after the envelope was sent and before a verdict came."""
+
+    cause = "connection-broken"
 
 
 class NotConsumed(TransportError):
@@ -68,12 +101,5 @@ class NotConsumed(TransportError):
     It is safe, and likely to help, to send it again.
     """
 
-    def __init__(self, message: str) -> None:
-        super().__init__(message, unsent=True)
-
-
-class AddressUnknown(TransportError):
-    """Nobody has told, and no request has shown yet, where this app listens."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message, unsent=True)
+    unsent = True
+    cause = "server-replaced"

@@ -102,7 +102,7 @@ def execute() -> Response:
         abort(404)
     task = run.state.task_of(run.envelope)
     if run.envelope.task == PING:
-        run.verdict = Verdict(Outcome.COMPLETED)
+        run.verdict = Verdict(Outcome.COMPLETED, _warning(request.environ))
     elif task is None:
         run.verdict = Verdict(Outcome.UNKNOWN, _unknown(run.envelope))
     elif not admits(task.auth_level, anonymous=run.anonymous):
@@ -110,6 +110,15 @@ def execute() -> Response:
     else:
         _attempt(run, task)
     return Response(status=204)
+
+
+def _warning(environ: Mapping[str, Any]) -> str | None:
+    if environ["wsgi.multithread"] or environ["wsgi.multiprocess"]:
+        return None
+    return (
+        "The server has one worker and no threads, so the next visitor waits while a task runs. "
+        "Give it threads, e.g. gunicorn -k gthread --threads 8."
+    )
 
 
 def _attempt(run: Run, task: type[AsyncTask]) -> None:

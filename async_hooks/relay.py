@@ -22,7 +22,7 @@ from flask import Flask
 
 from .config import Config
 from .envelope import Envelope
-from .errors import AddressUnknown, NotConsumed, TransportError
+from .errors import AddressUnknown, NotConsumed, NotTaken, TransportError
 from .signals import emit, task_discarded, task_failed
 from .state import Transport
 from .verdict import Outcome, Verdict
@@ -97,9 +97,9 @@ class Relay:
             if time.monotonic() < deadline:  # It was put while the threads were leaving.
                 self._settle(envelope, self._in_process.send(envelope))
             else:
-                self._fail(envelope, _too_late("waiting", grace, unsent=True))
+                self._fail(envelope, NotTaken(_too_late("waiting", grace)))
         for envelope in list(crew.running.values()):
-            self._fail(envelope, _too_late("on its way", grace, unsent=False))
+            self._fail(envelope, TransportError(_too_late("on its way", grace)))
 
     def forget(self) -> None:
         """Drop what another process owns; called in a forked child."""
@@ -172,10 +172,9 @@ class Relay:
         logger.warning("Envelope %s runs in this process instead: %s", envelope.id, error)
 
     def _overflow(self, envelope: Envelope) -> None:
-        error = TransportError(
+        error = NotTaken(
             f"{self._config.queue_size} envelopes wait in memory already, all that "
-            "'ASYNC_HOOKS_QUEUE_SIZE' allows. Raise it or 'ASYNC_HOOKS_CONCURRENCY'.",
-            unsent=True,
+            "'ASYNC_HOOKS_QUEUE_SIZE' allows. Raise it or 'ASYNC_HOOKS_CONCURRENCY'."
         )
         if self._fallback is None:
             self._fail(envelope, error)
@@ -201,11 +200,10 @@ class Relay:
             emit(task_failed, self._app, envelope=envelope, exception=error)
 
 
-def _too_late(doing: str, grace: float, *, unsent: bool) -> TransportError:
-    return TransportError(
+def _too_late(doing: str, grace: float) -> str:
+    return (
         f"It was still {doing} {grace:g} seconds after the process was told to end. "
-        "Raise 'ASYNC_HOOKS_GRACE'.",
-        unsent=unsent,
+        "Raise 'ASYNC_HOOKS_GRACE'."
     )
 
 

@@ -11,7 +11,7 @@ from flask import Flask
 
 from async_hooks import AsyncTask, TransportError
 from async_hooks.envelope import Envelope
-from async_hooks.errors import AddressUnknown
+from async_hooks.errors import AddressUnknown, Unreachable
 from async_hooks.relay import Relay
 from async_hooks.state import state_of
 from async_hooks.verdict import Outcome, Verdict
@@ -109,7 +109,7 @@ def test_what_never_left_runs_by_the_fallback(
     relays: list[Relay], facts: Facts, caplog: pytest.LogCaptureFixture
 ) -> None:
     fallback = Scripted(DONE)
-    relay = make_relay(relays, Scripted(TransportError("refused", unsent=True)), fallback)
+    relay = make_relay(relays, Scripted(Unreachable("refused")), fallback)
     relay.put(envelope())
     assert fallback.wait_for(1) == ["1"]
     relay.stop(20)
@@ -140,7 +140,7 @@ def test_what_may_have_arrived_is_not_run_again(relays: list[Relay], facts: Fact
 def test_without_a_fallback_it_is_dropped_loudly(
     relays: list[Relay], facts: Facts, caplog: pytest.LogCaptureFixture
 ) -> None:
-    make_relay(relays, Scripted(TransportError("refused", unsent=True))).put(envelope())
+    make_relay(relays, Scripted(Unreachable("refused"))).put(envelope())
     facts.wait_for("failed")
     [record] = [r for r in caplog.records if r.levelname == "ERROR"]
     assert record.getMessage() == "Task 't' (envelope 1, attempt 1) was not delivered: refused"

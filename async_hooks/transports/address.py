@@ -35,7 +35,7 @@ class Address:
         connection = environ.get("gunicorn.socket") or environ.get("werkzeug.socket")
         if connection is not None:
             self.url = _listening(connection, root)
-            self.is_own = True
+            self.is_own = self.url is not None
         elif "SERVER_SOFTWARE" in environ or "uwsgi.version" in environ:
             port = server.get("SERVER_PORT", "")
             if port.isascii() and port.isdigit():

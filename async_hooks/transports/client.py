@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from ..errors import ConnectionBroken, TransportError, Unreachable
+from ..errors import ConnectionBroken, TimedOut, Unreachable
 
 #: Seconds after which an idle connection is not used any more.
 IDLE = 1.5
@@ -39,8 +39,8 @@ def unreachable(url: str, error: Exception) -> Unreachable:
     return Unreachable(f"{url!r} can't be reached ({reason(error)}). Does the app listen there?")
 
 
-def timed_out(url: str, timeout: float) -> TransportError:
-    return TransportError(
+def timed_out(url: str, timeout: float) -> TimedOut:
+    return TimedOut(
         f"{url!r} gave no verdict within {timeout:g} seconds; the task may still be running. "
         "Raise its 'timeout', or 'ASYNC_HOOKS_TIMEOUT'."
     )

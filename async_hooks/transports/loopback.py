@@ -25,9 +25,10 @@ from ..signing import VERDICT_HEADER
 from ..state import state_of
 from ..verdict import Outcome, Verdict
 from .address import Address
-from .client import Answer, Client
+from .client import Client
 from .lean_client import LeanClient
 from .requests_client import RequestsClient
+from .stranger import stranger
 
 #: Seconds that a guessed address has to answer a ping.
 PING_TIMEOUT = 5.0
@@ -53,6 +54,16 @@ class Loopback:
             url = self._confirm()
         return self._post(url, envelope, self._timeout(envelope))
 
+    def ping(self, url: str) -> Verdict:
+        """Ask at ``url`` whether this app is there. It runs nothing.
+
+        The verdict is completed, with an error where something is to be warned of.
+
+        :raises TransportError: as :meth:`send` does.
+        """
+        ping = Envelope(id=new_id(), task=PING, body="{}", origin=origin(self._app))
+        return self._post(url, ping, PING_TIMEOUT)
+
     def _post(self, url: str, envelope: Envelope, timeout: float) -> Verdict:
         state = state_of(self._app)
         now = round(time.time(), 6)
@@ -69,7 +80,7 @@ class Loopback:
         text = answer.headers.get(VERDICT_HEADER.lower())
         verdict = state.signing.verify_verdict(token, text) if text is not None else None
         if verdict is None:
-            raise TransportError(_stranger(url, answer))
+            raise stranger(url, answer)
         self._shares_record = verdict.place is not None and verdict.place == state.consumed.place
         return verdict
 
@@ -92,9 +103,8 @@ class Loopback:
         """Return the guessed address, once our own endpoint has answered a ping from there."""
         guess = self._address.guess()
         if guess is not None:
-            ping = Envelope(id=new_id(), task=PING, body="{}", origin=origin(self._app))
             try:
-                verdict = self._post(guess, ping, PING_TIMEOUT)
+                verdict = self.ping(guess)
             except TransportError:
                 self._address.refute(guess)
             else:
@@ -124,24 +134,3 @@ def client_for(url: str, config: Config) -> Client:
     if scheme == "http+unix" or (scheme == "http" and not callable(config.auth)):
         return LeanClient(url, config)
     return RequestsClient(url, config)
-
-
-def _stranger(url: str, answer: Answer) -> str:
-    """Say what answered instead of our endpoint, and what to do about it."""
-    status = answer.status
-    what = f"{url!r} answered {status} without our endpoint's verdict. "
-    if 300 <= status < 400:
-        to = answer.headers.get("location", "nowhere")
-        return what + f"It redirects to {to!r}. Set 'ASYNC_HOOKS_URL' to where it leads."
-    remedies = {
-        401: "Does it ask for basic auth ('ASYNC_HOOKS_AUTH'), or has it another SECRET_KEY?",
-        403: "Does a proxy or firewall stand before it? Set 'ASYNC_HOOKS_URL' to the app itself.",
-        404: "Does another app listen there, or is the app mounted under a path?",
-        413: "Raise the request size limit of the server or proxy that answered.",
-        502: "Does the proxy reach the app? Set 'ASYNC_HOOKS_URL' to the app itself.",
-        429: "A proxy limits its rate. Set 'ASYNC_HOOKS_URL' to the app itself.",
-        503: "The server or a proxy is overloaded. Set 'ASYNC_HOOKS_URL' to the app itself.",
-    }
-    return what + remedies.get(
-        status, "Does another app, a login page or a proxy answer? Set 'ASYNC_HOOKS_URL'."
-    )

@@ -8,7 +8,7 @@ import requests
 from urllib3.exceptions import NewConnectionError
 
 from ..config import Config
-from ..errors import TransportError
+from ..errors import Untrusted
 from ..signing import CONTENT_TYPE
 from .client import CONNECT_TIMEOUT, IDLE, Answer, broken, reason, timed_out, unreachable
 
@@ -46,10 +46,9 @@ class RequestsClient:
         except requests.exceptions.ReadTimeout as error:
             raise timed_out(self._url, timeout) from error
         except requests.exceptions.SSLError as error:
-            raise TransportError(
+            raise Untrusted(
                 f"{self._url!r} is not trusted ({reason(error)}). Set 'ASYNC_HOOKS_VERIFY' to "
-                "the CA bundle that signed its certificate.",
-                unsent=True,
+                "the CA bundle that signed its certificate."
             ) from error
         except requests.exceptions.ConnectionError as error:
             if _never_connected(error):
