@@ -21,15 +21,19 @@ import sys
 import tempfile
 import threading
 from contextlib import suppress
-from functools import cached_property
 from pathlib import Path
 
 from .errors import TokenReplayed
+from .processes import PerProcess
 
 if sys.platform != "win32":
     import fcntl
 
 _SIZE = 16
+
+#: Seconds of a file's span, the same for every configuration, and how long one is kept at least.
+_SPAN = 300
+_KEPT = 3600
 
 logger = logging.getLogger("async_hooks")
 
@@ -38,79 +42,110 @@ class Consumed:
     """The record of the app called ``name``, for tokens that are valid for ``seconds``."""
 
     def __init__(self, name: str, seconds: float) -> None:
-        self._seconds = seconds
-        self._folder = _folder(name)
-        self._records: dict[int, _Record] = {}
+        self._record = PerProcess(lambda: _Record(name, seconds))
 
-    @cached_property
+    @property
     def place(self) -> str | None:
         """Tells records apart that are not shared; None if this one is shared with nobody."""
-        return _place(self._folder) if self._folder is not None else None
+        return self._record.get().place
 
-    def take(self, token: bytes, issued_at: float) -> None:
-        """Consume ``token``.
+    def take(self, token: bytes, issued_at: float) -> bool:
+        """Consume ``token``; return whether other processes will know.
 
         :raises TokenReplayed: if it was consumed before.
         """
         digest = hashlib.sha256(token).digest()[:_SIZE]
-        record = self._records.get(os.getpid())
-        if record is None:  # A forked child reads and locks through files of its own.
-            mine = _Record(self._folder, self._seconds)
-            record = self._records.setdefault(os.getpid(), mine)
+        record = self._record.get()
         if not record.take(digest, issued_at):
             raise TokenReplayed("The token was used before. Does a proxy repeat POSTs?")
+        return record.place is not None
 
 
 class _Record:
-    """One process's view of the record."""
+    """One process's view of the record. ``place`` names the folder, unlike any other anywhere."""
 
-    def __init__(self, folder: Path | None, seconds: float) -> None:
-        self._folder = folder
-        self._seconds = seconds
+    def __init__(self, name: str, seconds: float) -> None:
+        self._name = name
+        self._seconds = max(seconds, _KEPT)
         self._lock = threading.Lock()
+        self._folder: Path | None = None
         self._spans: dict[int, _Span] = {}
+        self.place: str | None = None
+        self._open()
 
     def take(self, digest: bytes, issued_at: float) -> bool:
-        number = int(issued_at // self._seconds)
+        number = int(issued_at // _SPAN)
         with self._lock:
-            if number not in self._spans:
-                self._turn(number)
-            return self._spans[number].take(digest)
+            span = self._spans.get(number) or self._begin(number)
+            try:
+                return span.take(digest)
+            except OSError as error:
+                self._stop_sharing(error)
+                return span.add(digest)
 
-    def _turn(self, number: int) -> None:
-        """Begin the span ``number``; let go of those that no valid token can lie in."""
-        for old in [span for span in self._spans if span < number - 2]:
+    def _begin(self, number: int) -> _Span:
+        """Begin a span; let go of those that no valid token can lie in."""
+        oldest = number - int(self._seconds // _SPAN) - 2
+        for old in [span for span in self._spans if span < oldest]:
             self._spans.pop(old).close()
-        for path in self._folder.glob("span-*") if self._folder else ():
-            if int(path.name.removeprefix("span-")) < number - 2:
-                path.unlink(missing_ok=True)
-        file = self._folder / f"span-{number}" if self._folder else None
-        self._spans[number] = _Span(file)
+        if self.place is None or not (self._folder and self._folder.is_dir()):
+            self._open()
+        span = self._spans[number] = _Span()
+        if self._folder is not None:
+            try:
+                _remove_before(self._folder, oldest)
+                span.open(self._folder / f"span-{number}")
+            except OSError as error:
+                self._stop_sharing(error)
+        return span
+
+    def _open(self) -> None:
+        try:
+            self._folder = _private_folder(self._name)
+            self.place = _place(self._folder) if self._folder is not None else None
+        except OSError as error:
+            self._stop_sharing(error)
+
+    def _stop_sharing(self, error: OSError) -> None:
+        self.place = self._folder = None
+        logger.warning(
+            "Each process keeps its own record of consumed tokens, because they can't share one: "
+            "%s. Set 'TMPDIR' to a folder that this user can write to.",
+            error,
+        )
 
 
 class _Span:
-    """The digests of one span of time: a set, and the file that it is a copy of."""
+    """The digests of one span of time: a set, and the file, if any, that it is a copy of."""
 
-    def __init__(self, path: Path | None) -> None:
+    def __init__(self) -> None:
         self._digests: set[bytes] = set()
         self._read = 0
-        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_CLOEXEC", 0)
-        self._file = os.open(path, flags, 0o600) if path is not None else None
+        self._file: int | None = None
+
+    def open(self, path: Path) -> None:
+        self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
     def take(self, digest: bytes) -> bool:
-        if self._file is not None:
-            fcntl.flock(self._file, fcntl.LOCK_EX)
-            try:
-                self._catch_up(self._file)
-                if digest not in self._digests:
-                    os.write(self._file, digest)
-            except OSError as error:
-                logger.error("The record of consumed tokens can't be kept: %s.", error)
-            finally:
-                fcntl.flock(self._file, fcntl.LOCK_UN)
-        is_first = digest not in self._digests
+        """Return whether ``digest`` is new.
+
+        :raises OSError: if that can't be recorded for others.
+        """
+        if self._file is None:
+            return self.add(digest)
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+        try:
+            self._catch_up(self._file)
+            if digest not in self._digests:
+                os.write(self._file, digest)
+        finally:
+            fcntl.flock(self._file, fcntl.LOCK_UN)
+        return self.add(digest)
+
+    def add(self, digest: bytes) -> bool:
+        is_new = digest not in self._digests
         self._digests.add(digest)
-        return is_first
+        return is_new
 
     def close(self) -> None:
         if self._file is not None:
@@ -126,41 +161,36 @@ class _Span:
                 return
 
 
-def _folder(name: str) -> Path | None:
-    """Return the private folder of the app ``name``, or None where there can't be one."""
+def _private_folder(name: str) -> Path | None:
+    """Return the folder of the app ``name``, which only this user can enter.
+
+    :raises OSError: where there can't be one.
+    """
     if sys.platform == "win32":  # It has no flock; each process keeps a record of its own.
         return None
-    try:
-        home = Path(tempfile.gettempdir()) / f"async_hooks-{os.geteuid()}"
-        folder = home / hashlib.sha256(name.encode()).hexdigest()[:_SIZE]
-        for path in (home, folder):
-            path.mkdir(mode=0o700, exist_ok=True)
-            _check_private(path)
-        return folder
-    except OSError as error:
-        logger.warning(
-            "Each process keeps its own record of consumed tokens, because they can't share one: "
-            "%s. Set 'TMPDIR' to a folder that this user can write to.",
-            error,
-        )
-        return None
-
-
-def _check_private(path: Path) -> None:
-    found = path.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
-        raise PermissionError(f"{str(path)!r} is not a folder of this user's alone")
+    home = Path(tempfile.gettempdir()) / f"async_hooks-{os.geteuid()}"
+    folder = home / hashlib.sha256(name.encode()).hexdigest()[:_SIZE]
+    for path in (home, folder):
+        path.mkdir(mode=0o700, exist_ok=True)
+        found = path.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
+            raise PermissionError(f"{str(path)!r} is not a folder of this user's alone")
+    return folder
 
 
 def _place(folder: Path) -> str:
     """Return what names this folder, and no other on any machine."""
     path = folder / "place"
-    try:
-        return path.read_text()
-    except FileNotFoundError:
+    if not path.exists():
         draft = folder / f"place-{os.urandom(8).hex()}"
         draft.write_text(os.urandom(16).hex())
         with suppress(FileExistsError):  # Of several at once, the first one's counts.
             os.link(draft, path)
         draft.unlink()
-        return path.read_text()
+    return path.read_text()
+
+
+def _remove_before(folder: Path, oldest: int) -> None:
+    for path in folder.glob("span-*"):
+        if int(path.name.removeprefix("span-")) < oldest:
+            path.unlink(missing_ok=True)

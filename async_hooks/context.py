@@ -10,7 +10,9 @@ from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from typing import Any, Protocol, cast
 
-from flask import Flask, has_request_context, request
+from flask import Flask, Request, has_request_context
+from flask.ctx import RequestContext
+from flask.globals import request_ctx
 from werkzeug.local import LocalProxy
 
 from .envelope import Envelope, Origin
@@ -67,11 +69,11 @@ class Context:
 
     def visitor(self, app: Flask) -> Any:
         """Return who is visiting, as JSON can carry it; None if anonymous or not in a request."""
-        if not has_request_context():
+        if request_of(app) is None:
             return None
         if self._identity is not None:
             return self._identity[0]()
-        return _flask_login_visitor() if hasattr(app, "login_manager") else None
+        return _flask_login_visitor(app) if hasattr(app, "login_manager") else None
 
     def restore_visitor(self, app: Flask, user: Any) -> None:
         """Make this request ``user``'s. Who it is then, :meth:`visitor` tells."""
@@ -97,11 +99,19 @@ class Context:
                 self._carried[name][1](value)
 
 
+def request_of(app: Flask) -> Request | None:
+    """Return the current request if it is one of ``app``; another app's is none of its business."""
+    if not has_request_context():
+        return None
+    context: RequestContext = request_ctx._get_current_object()  # type: ignore[attr-defined]
+    return context.request if context.app is app else None
+
+
 def origin(app: Flask) -> Origin:
     """Return this request's scheme, host and root as the app sees them, else the configured."""
-    if has_request_context():
-        this = request._get_current_object()  # type: ignore[attr-defined]
-        return Origin(this.scheme, this.host, this.environ.get("SCRIPT_NAME", ""))
+    request = request_of(app)
+    if request is not None:
+        return Origin(request.scheme, request.host, request.environ.get("SCRIPT_NAME", ""))
     config = app.config
     trusted = [host.lstrip(".") for host in config.get("TRUSTED_HOSTS") or ()]
     host = config.get("SERVER_NAME") or (trusted[0] if trusted else "localhost")
@@ -109,9 +119,14 @@ def origin(app: Flask) -> Origin:
     return Origin(config["PREFERRED_URL_SCHEME"], host, root.rstrip("/"))
 
 
-def _flask_login_visitor() -> Any:
+def _flask_login_visitor(app: Flask) -> Any:
     from flask_login import current_user
 
+    if vars(app)["login_manager"]._user_callback is None:
+        raise ConfigError(
+            "Flask-Login has no user_loader, so nobody can be told by an id. Give it one, or call "
+            "hooks.identity(capture, restore)."
+        )
     return current_user.get_id() if current_user.is_authenticated else None
 
 

@@ -21,7 +21,7 @@ from .config import Config
 from .context import current_run
 from .errors import TokenError, TokenExpired, TokenReplayed
 from .executor import RUN, Run
-from .signals import emit, task_failed, task_rejected
+from .signals import emit, task_rejected
 from .signing import CONTENT_TYPE, VERDICT_HEADER, WrongVersion
 from .state import State, state_of
 from .verdict import STATUS, Outcome, Verdict
@@ -94,21 +94,28 @@ class Endpoint:
                 token, now=time.time(), max_age=state.config.max_age
             )
         except WrongVersion as error:
+            emit(task_rejected, self._app, envelope=None, reason=str(error))
             return Verdict(Outcome.UNKNOWN, str(error))
         except TokenExpired as error:
             emit(task_rejected, self._app, envelope=None, reason=str(error))
             return Verdict(Outcome.EXPIRED, str(error))
         except TokenError as error:
             raise _Refused(401, str(error)) from None
+        verdict = self._run(Run(state, envelope), token, issued_at, environ)
+        if verdict.outcome in (Outcome.BUSY, Outcome.REPLAYED, Outcome.UNKNOWN):
+            reason = verdict.error or verdict.outcome
+            emit(task_rejected, self._app, envelope=envelope, reason=reason)
+        return verdict
+
+    def _run(self, run: Run, token: bytes, issued_at: float, environ: WSGIEnvironment) -> Verdict:
         if not self._slots.acquire(blocking=False):
             return Verdict(
                 Outcome.BUSY, "As many envelopes run as 'ASYNC_HOOKS_CONCURRENCY' allows."
             )
         try:
-            state.consumed.take(token, issued_at)
-            return self._serve(Run(state, envelope), environ)
+            run.state.consumed.take(token, issued_at)
+            return self._serve(run, environ)
         except TokenReplayed as error:
-            emit(task_rejected, self._app, envelope=envelope, reason=str(error))
             return Verdict(Outcome.REPLAYED, str(error))
         finally:
             self._slots.release()
@@ -123,18 +130,20 @@ class Endpoint:
             status = answered
             return lambda data: None
 
-        error: Exception | None = None
+        error: BaseException | None = None
         reset = current_run.set(run)
         try:
             drain(self._wsgi_app(environ, note))
-        except Exception as raised:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as raised:
             error = raised
         finally:
             current_run.reset(reset)
         run.verdict = self._settled(run, status, error)
         return run.verdict
 
-    def _settled(self, run: Run, status: str, error: Exception | None) -> Verdict:
+    def _settled(self, run: Run, status: str, error: BaseException | None) -> Verdict:
         where = f"the fresh request of envelope {run.envelope.id!r}"
         if error is not None:
             # Flask lets exceptions out in testing and debug, and teardown functions raise.
@@ -147,13 +156,9 @@ class Endpoint:
                 f"The app {what} before {where} reached its task. Does a before_request stand in "
                 "the way? Let it pass when async_hooks.current_envelope is true.",
             )
-        if run.verdict.outcome is Outcome.COMPLETED and (error or status[:1] == "5"):
-            # The work was done, but what the app does after a request, e.g. commit, was not.
-            failure = error or RuntimeError(f"The app answered {status} after the run.")
-            run.exception = failure if isinstance(failure, Exception) else None
-            with self._app.app_context():
-                emit(task_failed, self._app, envelope=run.envelope, exception=failure)
-            return Verdict(Outcome.FAILED, f"{type(failure).__name__}: {failure}")
+        if run.verdict.outcome is Outcome.COMPLETED and error is not None:
+            # A teardown function raised after all that could still be told in the request.
+            run.fail(error, Verdict(Outcome.FAILED, f"{type(error).__name__}: {error}"))
         return run.verdict
 
 
@@ -176,6 +181,9 @@ def _read(environ: WSGIEnvironment, limit: int) -> bytes:
 
 def _dress(environ: WSGIEnvironment, run: Run) -> None:
     """Make ``environ`` that of a request which came in where the triggering one did."""
+    # The loopback's own way here is over: a ProxyFix inside must not take it for the visitor's.
+    for key in [key for key in environ if key.startswith(("HTTP_X_FORWARDED", "HTTP_FORWARDED"))]:
+        del environ[key]
     origin = run.envelope.origin
     name, _, port = origin.host.rpartition(":")
     if not name or not port.isdigit():

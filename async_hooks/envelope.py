@@ -8,6 +8,8 @@ import os
 from itertools import count
 from typing import Any, NamedTuple
 
+from .processes import PerProcess
+
 
 class Origin(NamedTuple):
     """The triggering request as the app saw and trusted it, so that ``url_for`` comes out right."""
@@ -66,14 +68,10 @@ class _Ids:
         self.counter = count()
 
 
-_ids: dict[int, _Ids] = {}
+_ids = PerProcess(_Ids)
 
 
 def new_id() -> str:
     """Return 32 hexadecimal digits that no other call returns, in any process."""
-    ids = _ids.get(os.getpid()) or _ids.setdefault(os.getpid(), _Ids())
+    ids = _ids.get()
     return f"{ids.prefix}{next(ids.counter):012x}"
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_ids.clear)  # Pids come round again.

@@ -39,9 +39,15 @@ class Run:
         self.launching = False
         self.anonymous = True
         self.verdict: Verdict | None = None
-        self.exception: Exception | None = None
+        self.exception: BaseException | None = None
+        self.result: Any = None
         self._budget = envelope.budget
         self._children: set[str] = set()
+
+    def fail(self, error: BaseException, verdict: Verdict) -> None:
+        self.exception = error
+        self.verdict = verdict
+        emit(task_failed, self.state.app, envelope=self.envelope, exception=error)
 
     def send(self, task: type[AsyncTask], kwargs: Mapping[str, Any]) -> list[Any]:
         """Reach the receivers of the task's async signal: the only one here, several elsewhere."""
@@ -127,21 +133,29 @@ def _attempt(run: Run, task: type[AsyncTask]) -> None:
     try:
         run.launching = True
         try:
-            result = task().run_action(envelope.data)
+            run.result = task().run_action(envelope.data)
         finally:
             run.launching = False
-    except Exception as error:
-        run.exception = error
-        run.verdict = _verdict_on(error)
-        emit(task_failed, app, envelope=envelope, exception=error)
+    except BaseException as error:  # sys.exit and CancelledError are failures like any other.
+        run.fail(error, _verdict_on(error))
         if not isinstance(error, (Retry, Discard)):
             raise  # to the app's error handlers, and to Flask's log
     else:
         run.verdict = Verdict(Outcome.COMPLETED)
-        emit(task_succeeded, app, envelope=envelope, result=result)
 
 
-def _verdict_on(error: Exception) -> Verdict:
+def at_teardown(error: BaseException | None) -> None:
+    """Say whether the run succeeded: what the app does after a request, e.g. commit, counts."""
+    run: Run | None = request.environ.get(RUN)
+    if run is None or run.verdict is None or run.verdict.outcome is not Outcome.COMPLETED:
+        return
+    if error is not None:
+        run.fail(error, _verdict_on(error))
+    elif run.envelope.task != PING:
+        emit(task_succeeded, run.state.app, envelope=run.envelope, result=run.result)
+
+
+def _verdict_on(error: BaseException) -> Verdict:
     text = f"{type(error).__name__}: {error}"
     if isinstance(error, Retry):
         return Verdict(Outcome.RETRY, text, error.after)

@@ -12,19 +12,19 @@ import blinker
 from flask import Flask, request_started
 
 from . import config as configuration
-from . import log
+from . import executor, handover, log
 from .config import Config
 from .consumed import Consumed
 from .context import Capture, Context, Restore
 from .endpoint import Endpoint
 from .errors import ConfigError, OutboxRequired
-from .executor import ENDPOINT, execute, restore
-from .handover import HandOver, at_teardown
+from .executor import ENDPOINT
+from .handover import HandOver
 from .launcher import Launcher, Trigger
 from .receivers import Receiver
 from .recorder import Recorder, recording
 from .registry import Owned, Registry
-from .relay import Relay
+from .relay import Immediate, Relay
 from .signing import SKEW, Signing
 from .state import KEY, State, Transport, state_of
 from .state import Relay as RelayProtocol
@@ -38,7 +38,7 @@ from .task import (
     needs_outbox,
 )
 from .transports.address import Address
-from .transports.eager import Eager, Immediate
+from .transports.eager import Eager
 from .transports.in_process import InProcess
 from .transports.loopback import Loopback
 
@@ -76,14 +76,15 @@ class AsyncHooks:
             generation=self._registry.generation,
             context=self._context,
             signing=signing,
-            consumed=Consumed(f"{signing.audience} in {app.root_path}", config.max_age + SKEW),
+            consumed=Consumed(signing.audience, config.max_age + SKEW),
             launcher=Launcher(app),
             relay=_relay(app, config, address),
             is_reachable=lambda: _is_reachable(config, address),
         )
         path = f"{config.url_prefix}/run"
-        app.add_url_rule(path, endpoint=ENDPOINT, view_func=execute, methods=["POST"])
-        app.teardown_request(at_teardown)
+        app.add_url_rule(path, endpoint=ENDPOINT, view_func=executor.execute, methods=["POST"])
+        app.teardown_request(handover.at_teardown)
+        app.teardown_request(executor.at_teardown)
         request_started.connect(_restore, app, weak=False)
         handing_over = HandOver(app, app.wsgi_app)
         app.wsgi_app = Endpoint(app, handing_over, config=config, notice=address.notice)  # type: ignore[method-assign]
@@ -170,7 +171,7 @@ class AsyncHooks:
 def _relay(app: Flask, config: Config, address: Address) -> RelayProtocol:
     in_process = InProcess(app)
     if config.transport == "eager":
-        return Immediate(Eager(app))
+        return Immediate(app, Eager(app))
     transports: Mapping[str, Transport] = {
         "loopback": Loopback(app, config, address),
         "in_process": in_process,
@@ -188,4 +189,4 @@ def _is_reachable(config: Config, address: Address) -> bool:
 
 
 def _restore(app: Flask, /, **kwargs: Any) -> None:
-    restore(app)
+    executor.restore(app)

@@ -12,10 +12,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
-from flask import Flask, has_request_context, request
-from flask.globals import request_ctx
+from flask import Flask, request
 
-from .context import current_run
+from .context import current_run, request_of
 from .envelope import Envelope
 from .executor import RUN
 from .state import state_of
@@ -30,14 +29,13 @@ LAUNCHES = "async_hooks.launches"
 
 def hand_over(app: Flask, envelope: Envelope) -> None:
     """Hand ``envelope`` over after this request's response; at once if there is none."""
-    context = request_ctx._get_current_object() if has_request_context() else None  # type: ignore[attr-defined]
-    if context is None or context.app is not app:
+    request = request_of(app)
+    if request is None:
         state_of(app).relay.put(envelope)
         return
-    environ = context.request.environ
-    if LAUNCHES not in environ:
-        environ[LAUNCHES] = Launches(app, closes=False)
-    environ[LAUNCHES].add(envelope)
+    if LAUNCHES not in request.environ:
+        request.environ[LAUNCHES] = Launches(app, closes=False)
+    request.environ[LAUNCHES].add(envelope)
 
 
 class Launches:
@@ -127,11 +125,14 @@ def _closes(environ: Mapping[str, Any]) -> bool:
 
 
 class _Closing:
-    """A response body that calls ``then`` after it was closed, whatever closing it does."""
+    """A response body that calls ``then`` once, after it was closed, whatever closing it does.
+
+    A middleware outside may read the body and never close it: then its end as an object counts.
+    """
 
     def __init__(self, body: Iterable[bytes], then: Callable[[], None]) -> None:
         self._body = body
-        self._then = then
+        self._then: Callable[[], None] | None = then
 
     def __iter__(self) -> Iterator[bytes]:
         return iter(self._body)
@@ -140,4 +141,12 @@ class _Closing:
         try:
             close(self._body)
         finally:
-            self._then()
+            self._end()
+
+    def __del__(self) -> None:
+        self._end()
+
+    def _end(self) -> None:
+        then, self._then = self._then, None
+        if then is not None:
+            then()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import weakref
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,7 +13,7 @@ from .context import current_run, origin
 from .envelope import Envelope, new_id
 from .errors import AsyncHooksError, ConfigError, DepthExceeded
 from .handover import hand_over
-from .registry import Registry
+from .registry import Owned, Registry
 from .signals import emit, task_failed, task_launched
 from .snapshot import plain, snapshot
 from .state import KEY, State, state_of
@@ -23,13 +22,12 @@ from .task import AsyncTask, Auth, SkipTask, admits
 logger = logging.getLogger("async_hooks")
 
 
-class Trigger:
+class Trigger(Owned):
     """What is connected to a task's action: launches it, in an app that has the task."""
 
     def __init__(self, task: type[AsyncTask], registry: Registry) -> None:
-        self.name = task.name
+        super().__init__(task.name, registry)
         self._task = task
-        self._registry = weakref.ref(registry)
         self._reported = False
 
     def __call__(self, sender: Any, /, **kwargs: Any) -> str | None:
@@ -47,9 +45,8 @@ class Trigger:
             return None
         return _trigger(state, self._task, sender, kwargs)
 
-    def belongs_to(self, registry: Registry, generation: int) -> bool:
-        ours = registry is self._registry()
-        return ours and registry.tasks.find(self.name, generation) is self._task
+    def _is_current(self, registry: Registry, generation: int) -> bool:
+        return registry.tasks.find(self.name, generation) is self._task
 
     def _report_no_context(self) -> None:
         if not self._reported:
@@ -98,6 +95,14 @@ class Launcher:
                 f"Task {task.name!r} is not registered for {self._app.name!r}. "
                 "Decorate it with @hooks.register."
             )
+        run = current_run.get(None)
+        if run is not None and not run.launching:
+            raise AsyncHooksError(
+                f"Task {task.name!r} was dispatched in the fresh request of another, outside its "
+                "run_action. Dispatch it where async_hooks.current_envelope is false."
+            )
+        if priority is not None and type(priority) is not int:
+            raise ConfigError(f"expected 'priority' to be an int, got: {priority!r}")
         if user is None:
             user = _visitor(state, task)
         if not admits(task.auth_level, anonymous=user is None):
@@ -130,14 +135,18 @@ def _envelope(
     if run is not None:
         _check_depth(task, run.envelope, config)
         run.spend(f"Task {task.name!r}")
+    # What travels beside the data counts as well: the endpoint limits the whole.
+    visitor = plain(user, "user")
+    carried = state.context.capture(config.max_bytes)
+    beside = len(carried) + (len(str(visitor)) if visitor is not None else 0)
     return Envelope(
         id=envelope_id,
         task=task.name,
-        body=snapshot(data, max_bytes=config.max_bytes),
+        body=snapshot(data, max_bytes=config.max_bytes - beside),
         depth=run.envelope.depth + 1 if run is not None else 0,
         budget=config.max_launches,
-        user=plain(user, "user"),
-        carried=state.context.capture(config.max_bytes),
+        user=visitor,
+        carried=carried,
         origin=origin(state.app),
         priority=priority,
     )

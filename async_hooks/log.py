@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
+import threading
+import time
 from typing import Any
 
 from .envelope import Envelope
@@ -60,7 +62,37 @@ def _discarded(sender: Any, /, *, envelope: Envelope, error: str) -> None:
 
 
 def _rejected(sender: Any, /, *, envelope: Envelope | None, reason: str) -> None:
-    logger.warning("The endpoint refused a request: %s", one_line(reason))
+    if envelope is not None:  # Not a stranger: the sender will say what came of it.
+        logger.info("%s was refused: %s", _named(envelope), one_line(reason))
+    elif (unsaid := _strangers.count()) is not None:
+        more = f" ({unsaid} more were refused since the last such line.)" if unsaid else ""
+        logger.warning("The endpoint refused a request: %s%s", one_line(reason), more)
+
+
+class _Brake:
+    """Lets a burst through and then one a minute, so that nobody can fill the log from outside."""
+
+    _BURST, _SECONDS = 10, 60.0
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._since = float("-inf")
+        self._said = self._unsaid = 0
+
+    def count(self) -> int | None:
+        """Return how many were not said since the last time, or None if this shall not be."""
+        with self._lock:
+            if time.monotonic() - self._since >= self._SECONDS:
+                self._since, self._said = time.monotonic(), 0
+            elif self._said >= self._BURST:
+                self._unsaid += 1
+                return None
+            self._said += 1
+            unsaid, self._unsaid = self._unsaid, 0
+            return unsaid
+
+
+_strangers = _Brake()
 
 
 def _named(envelope: Envelope) -> str:

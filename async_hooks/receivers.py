@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -12,12 +13,14 @@ from typing import Any
 import blinker
 from flask import Flask
 
-from .registry import Registry
+from .config import seconds
+from .envelope import Envelope
+from .registry import Owned, Registry
 from .state import State
-from .task import AsyncTask, async_signal, default_name, nopriv_signal
+from .task import AsyncTask, async_signal, checked_aliases, default_name, nopriv_signal
 
 
-class Receiver:
+class Receiver(Owned):
     """A receiver with a stable name and options of its own, as ``hooks.receiver`` makes it."""
 
     def __init__(
@@ -29,18 +32,16 @@ class Receiver:
         aliases: Iterable[str],
         timeout: float | timedelta | None,
     ) -> None:
-        self.function = function
-        self.name = name if name is not None else default_name(function)
-        self.aliases = tuple(aliases)
+        super().__init__(name if name is not None else default_name(function), registry)
+        self.aliases = checked_aliases(aliases, self.name)
         self.timeout = timeout
-        self._registry = weakref.ref(registry)
+        self._function = function
 
     def __call__(self, sender: Any, /, **kwargs: Any) -> Any:
-        return self.function(sender, **kwargs)
+        return self._function(sender, **kwargs)
 
-    def belongs_to(self, registry: Registry, generation: int) -> bool:
-        ours = registry is self._registry()
-        return ours and registry.receivers.find(self.name, generation) is self
+    def _is_current(self, registry: Registry, generation: int) -> bool:
+        return registry.receivers.find(self.name, generation) is self
 
 
 def receivers_of(
@@ -72,7 +73,27 @@ def find_receiver(
     """Return the receiver that has ``name``, or had it formerly."""
     if name in receivers:
         return receivers[name]
-    return next((r for r in receivers.values() if name in getattr(r, "aliases", ())), None)
+    named = (receiver for receiver in receivers.values() if isinstance(receiver, Receiver))
+    return next((receiver for receiver in named if name in receiver.aliases), None)
+
+
+def timeout_of(state: State, envelope: Envelope) -> float:
+    """Return the seconds that one attempt at ``envelope`` may take.
+
+    The receiver that it runs has the first say, then the task, then the configuration.
+    """
+    task = state.task_of(envelope)
+    if task is None:
+        return state.config.timeout
+    receivers = receivers_of(state, task, anonymous=envelope.user is None)
+    if envelope.receiver is not None:
+        receiver = find_receiver(receivers, envelope.receiver)
+    else:
+        receiver = next(iter(receivers.values())) if len(receivers) == 1 else None
+    for declared in (receiver if isinstance(receiver, Receiver) else None, task):
+        if declared is not None and declared.timeout is not None:
+            return seconds(declared.timeout)
+    return state.config.timeout
 
 
 def call(app: Flask, receiver: Callable[..., Any], kwargs: Mapping[str, Any]) -> Any:
@@ -101,13 +122,12 @@ def _connected(signal: blinker.Signal, state: State) -> Iterator[Callable[..., A
 
 
 def _is_for(receiver: Any, state: State) -> bool:
-    belongs_to = getattr(receiver, "belongs_to", None)
-    return belongs_to is None or belongs_to(state.registry, state.generation)
+    return not isinstance(receiver, Owned) or receiver.belongs_to(state.registry, state.generation)
 
 
 def _name_of(receiver: Any) -> str:
-    if isinstance(name := getattr(receiver, "name", None), str):
-        return name
-    while hasattr(receiver, "func"):  # functools.partial
+    if isinstance(receiver, Owned):
+        return receiver.name
+    while isinstance(receiver, functools.partial):
         receiver = receiver.func
     return default_name(receiver if hasattr(receiver, "__qualname__") else type(receiver))

@@ -7,16 +7,17 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from .envelope import Envelope
-from .state import KEY, State, Transport
+from .relay import Immediate
+from .state import KEY, State
 from .transports.eager import Eager
 
 
 class Recorder:
     """Takes the relay's place. ``envelopes`` holds what was launched and not yet run."""
 
-    def __init__(self, transport: Transport) -> None:
+    def __init__(self, relay: Immediate) -> None:
         self.envelopes: list[Envelope] = []
-        self._transport = transport
+        self._relay = relay
 
     def put(self, envelope: Envelope) -> None:
         self.envelopes.append(envelope)
@@ -29,7 +30,7 @@ class Recorder:
         """
         count = 0
         while self.envelopes:
-            self._transport.send(self.envelopes[0])
+            self._relay.put(self.envelopes[0])
             del self.envelopes[0]
             count += 1
         return count
@@ -38,7 +39,7 @@ class Recorder:
 @contextmanager
 def recording(state: State) -> Iterator[Recorder]:
     """Hold back what the app of ``state`` launches until the block ends."""
-    recorder = Recorder(Eager(state.app))
+    recorder = Recorder(Immediate(state.app, Eager(state.app)))
     state.app.extensions[KEY] = replace(state, relay=recorder, is_reachable=lambda: True)
     try:
         yield recorder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -23,7 +24,8 @@ class Names(Generic[T]):
     """Entries by name, each remembered with the generation it was added in.
 
     An app factory that runs twice on one AsyncHooks defines its local classes twice. Each app
-    then keeps those that were made for it: a generation begins with each ``init_app``.
+    then keeps those that were made for it: a generation begins with each ``init_app``. A name that
+    was first added before any app was, is added before its app the next time as well.
     """
 
     def __init__(self, kind: str) -> None:
@@ -39,6 +41,7 @@ class Names(Generic[T]):
         """
         if entry in self._entries.get(entry.name, {}).values():
             return False
+        generation += 0 in self._entries.get(entry.name, {})
         for name in (entry.name, *entry.aliases):
             versions = self._entries.get(name, {})
             if versions and (not local or generation in versions):
@@ -70,12 +73,21 @@ class Registry:
         self.receivers: Names[Any] = Names("receiver")
 
 
-class Owned(Protocol):
+class Owned:
     """A connected callable that keeps out of apps that are not its registry's.
 
     Signals are global and apps are not: every app's connections are there for every send.
     """
 
-    def __call__(self, sender: Any, /, **kwargs: Any) -> Any: ...
+    def __init__(self, name: str, registry: Registry) -> None:
+        self.name = name
+        self._registry = weakref.ref(registry)  # Weak: a signal keeps what is connected alive.
 
-    def belongs_to(self, registry: Registry, generation: int) -> bool: ...
+    def __call__(self, sender: Any, /, **kwargs: Any) -> Any:
+        raise NotImplementedError
+
+    def belongs_to(self, registry: Registry, generation: int) -> bool:
+        return registry is self._registry() and self._is_current(registry, generation)
+
+    def _is_current(self, registry: Registry, generation: int) -> bool:
+        raise NotImplementedError

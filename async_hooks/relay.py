@@ -11,18 +11,22 @@ from __future__ import annotations
 
 import atexit
 import logging
-import os
+import multiprocessing
 import queue
 import threading
 import time
 import weakref
+from multiprocessing.util import Finalize
 from random import uniform
+from typing import Any
 
+from blinker import Signal
 from flask import Flask
 
 from .config import Config
 from .envelope import Envelope
 from .errors import AddressUnknown, NotConsumed, NotTaken, TransportError
+from .processes import PerProcess
 from .signals import emit, task_discarded, task_failed
 from .state import Transport
 from .verdict import Outcome, Verdict
@@ -35,17 +39,6 @@ _PAUSE, _LONGEST_PAUSE = 0.02, 0.2
 
 logger = logging.getLogger("async_hooks")
 _relays: weakref.WeakSet[Relay] = weakref.WeakSet()
-
-
-class _Crew:
-    """The threads of one process and what they work on."""
-
-    def __init__(self) -> None:
-        # Looked up late, so that gevent's patch counts.
-        self.queue: queue.SimpleQueue[Envelope | None] = queue.SimpleQueue()
-        self.threads: list[threading.Thread] = []
-        self.running: dict[int, Envelope] = {}
-        self.stopping = threading.Event()
 
 
 class Relay:
@@ -68,23 +61,30 @@ class Relay:
         self._transport = transport
         self._fallback = fallback
         self._in_process = in_process
-        self._crews: dict[int, _Crew] = {}
+        self._crew = PerProcess(_Crew)
         self._warned_of_address = False
         _relays.add(self)
 
     def put(self, envelope: Envelope) -> None:
         """Take ``envelope`` over; when the queue is full, run it here, or drop it loudly."""
-        crew = self._crew()
-        if crew.stopping.is_set():
-            self._settle(envelope, self._in_process.send(envelope))
+        crew = self._crew.get()
+        if not crew.threads and not self._start(crew):
+            self._overflow(envelope, "No thread could be started. Is there a limit on threads?")
         elif crew.queue.qsize() < self._config.queue_size:
             crew.queue.put(envelope)
+            if crew.stopping.is_set():  # The threads may have left already.
+                self._run_left(crew)
         else:
-            self._overflow(envelope)
+            self._overflow(
+                envelope,
+                f"{self._config.queue_size} envelopes wait in memory already, all that "
+                "'ASYNC_HOOKS_QUEUE_SIZE' allows. Raise it or 'ASYNC_HOOKS_CONCURRENCY'.",
+            )
 
-    def stop(self, grace: float) -> None:
+    def stop(self, grace: float | None = None) -> None:
         """Run what waits and let what runs finish, for at most ``grace`` seconds."""
-        crew = self._crews.get(os.getpid())
+        grace = self._config.grace if grace is None else grace
+        crew = self._crew.made()
         if crew is None:
             return
         crew.stopping.set()
@@ -93,52 +93,56 @@ class Relay:
             crew.queue.put(None)
         for thread in crew.threads:
             thread.join(max(0.0, deadline - time.monotonic()))
+        if time.monotonic() < deadline:
+            self._run_left(crew)
         for envelope in _left(crew.queue):
-            if time.monotonic() < deadline:  # It was put while the threads were leaving.
-                self._settle(envelope, self._in_process.send(envelope))
-            else:
-                self._fail(envelope, NotTaken(_too_late("waiting", grace)))
+            self._fail(envelope, NotTaken(_too_late("waiting", grace)))
         for envelope in list(crew.running.values()):
             self._fail(envelope, TransportError(_too_late("on its way", grace)))
 
-    def forget(self) -> None:
-        """Drop what another process owns; called in a forked child."""
-        self._crews.clear()
-
-    def _crew(self) -> _Crew:
-        crew = self._crews.get(os.getpid())
-        if crew is not None:
-            return crew
-        # No lock: a fork could copy it locked. setdefault is atomic, and the winner starts.
-        mine = _Crew()
-        crew = self._crews.setdefault(os.getpid(), mine)
-        if crew is mine:
-            for number in range(self._config.concurrency):
+    def _start(self, crew: _Crew) -> bool:
+        """Start the crew's threads, once; tell whether there is one."""
+        with crew.lock:
+            for number in range(self._config.concurrency - len(crew.threads)):
                 name = f"async_hooks-{self._app.name}-{number}"
                 thread = threading.Thread(target=self._work, args=(crew,), name=name, daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError:
+                    break
                 crew.threads.append(thread)
-                thread.start()
-        return crew
+            if crew.threads and multiprocessing.parent_process() is not None:
+                # A child of multiprocessing ends without atexit.
+                Finalize(self, self.stop, exitpriority=0)
+        return bool(crew.threads)
 
     def _work(self, crew: _Crew) -> None:
         me = threading.get_ident()
         while (envelope := crew.queue.get()) is not None:
             crew.running[me] = envelope
-            self._deliver(envelope, crew)
-            del crew.running[me]
+            try:
+                self._deliver(envelope, crew)
+            except BaseException as error:  # A bug of ours, or worse: this thread must go on.
+                logger.exception("The relay failed on envelope %s.", envelope.id)
+                self._fail(envelope, TransportError(f"{type(error).__name__}: {error}"))
+            finally:
+                del crew.running[me]
 
     def _deliver(self, envelope: Envelope, crew: _Crew) -> None:
         try:
-            self._settle(envelope, self._carry(envelope, crew))
+            verdict = self._carry(envelope, crew)
         except TransportError as error:
             if error.unsent and (crew.stopping.is_set() or self._fallback is not None):
-                self._fall_back(envelope, error, crew)
+                verdict = self._fall_back(envelope, error, crew)
             else:
                 self._fail(envelope, error)
-        except Exception as error:
-            # A transport of the user's own, or a bug of ours: neither may end this thread.
-            logger.exception("The transport raised on envelope %s.", envelope.id)
-            self._fail(envelope, TransportError(f"{type(error).__name__}: {error}"))
+                return
+        settle(self._app, envelope, verdict)
+
+    def _run_left(self, crew: _Crew) -> None:
+        """Run in this thread what was put while the others were leaving."""
+        for envelope in _left(crew.queue):
+            settle(self._app, envelope, self._in_process.send(envelope))
 
     def _carry(self, envelope: Envelope, crew: _Crew) -> Verdict | None:
         """Send until the verdict is final, for no longer than a token lives."""
@@ -153,16 +157,16 @@ class Relay:
                 if self._fallback is not None or time.monotonic() > deadline:
                     raise
             else:
-                is_final = verdict is None or verdict.outcome not in _LATER
+                is_final = not isinstance(verdict, Verdict) or verdict.outcome not in _LATER
                 if is_final or time.monotonic() > deadline:
                     return verdict
             crew.stopping.wait(pause * uniform(0.5, 1.5))  # noqa: S311
             pause = min(2 * pause, _LONGEST_PAUSE)
 
-    def _fall_back(self, envelope: Envelope, error: TransportError, crew: _Crew) -> None:
+    def _fall_back(self, envelope: Envelope, error: TransportError, crew: _Crew) -> Verdict | None:
         if not crew.stopping.is_set():
             self._warn(envelope, error)
-        self._settle(envelope, (self._fallback or self._in_process).send(envelope))
+        return (self._fallback or self._in_process).send(envelope)
 
     def _warn(self, envelope: Envelope, error: TransportError) -> None:
         if isinstance(error, AddressUnknown):
@@ -171,33 +175,62 @@ class Relay:
             self._warned_of_address = True
         logger.warning("Envelope %s runs in this process instead: %s", envelope.id, error)
 
-    def _overflow(self, envelope: Envelope) -> None:
-        error = NotTaken(
-            f"{self._config.queue_size} envelopes wait in memory already, all that "
-            "'ASYNC_HOOKS_QUEUE_SIZE' allows. Raise it or 'ASYNC_HOOKS_CONCURRENCY'."
-        )
+    def _overflow(self, envelope: Envelope, why: str) -> None:
         if self._fallback is None:
-            self._fail(envelope, error)
+            self._fail(envelope, NotTaken(why))
             return
-        logger.warning("Envelope %s runs in the request's own thread: %s", envelope.id, error)
-        self._settle(envelope, self._fallback.send(envelope))
-
-    def _settle(self, envelope: Envelope, verdict: Verdict | None) -> None:
-        """Report what the executor could not: it reports its own failures and successes."""
-        if verdict is None or verdict.outcome in (Outcome.COMPLETED, Outcome.FAILED):
-            return
-        error = verdict.error or verdict.outcome
-        if verdict.outcome is Outcome.DISCARDED:
-            with self._app.app_context():
-                emit(task_discarded, self._app, envelope=envelope, error=error)
-        elif verdict.outcome is Outcome.RETRY:
-            logger.error("Envelope %s asks for a retry, which needs an outbox.", envelope.id)
-        else:
-            self._fail(envelope, TransportError(error))
+        logger.warning("Envelope %s runs in the request's own thread: %s", envelope.id, why)
+        settle(self._app, envelope, self._fallback.send(envelope))
 
     def _fail(self, envelope: Envelope, error: TransportError) -> None:
-        with self._app.app_context():
-            emit(task_failed, self._app, envelope=envelope, exception=error)
+        _tell(self._app, task_failed, envelope=envelope, exception=error)
+
+
+class Immediate:
+    """The relay of tests: what is put travels before put returns, and what it raises is raised."""
+
+    def __init__(self, app: Flask, transport: Transport) -> None:
+        self._app = app
+        self._transport = transport
+
+    def put(self, envelope: Envelope) -> None:
+        verdict = self._transport.send(envelope)
+        settle(self._app, envelope, verdict)
+        if verdict is not None and verdict.outcome not in (Outcome.COMPLETED, Outcome.DISCARDED):
+            raise TransportError(verdict.error or verdict.outcome)
+
+
+def settle(app: Flask, envelope: Envelope, verdict: Verdict | None) -> None:
+    """Report what the executor could not: it reports its own failures and successes."""
+    if not isinstance(verdict, Verdict) or verdict.outcome in (Outcome.COMPLETED, Outcome.FAILED):
+        return
+    error = verdict.error or verdict.outcome
+    if verdict.outcome is Outcome.DISCARDED:
+        _tell(app, task_discarded, envelope=envelope, error=error)
+    elif verdict.outcome is Outcome.RETRY:
+        logger.error("Envelope %s asks for a retry, which needs an outbox.", envelope.id)
+    else:
+        _tell(app, task_failed, envelope=envelope, exception=TransportError(error))
+
+
+def _tell(app: Flask, signal: Signal, /, **facts: Any) -> None:
+    try:
+        with app.app_context():
+            emit(signal, app, **facts)
+    except Exception:  # A teardown function of the app's.
+        logger.exception("The application context that %r was told in failed.", signal)
+
+
+class _Crew:
+    """The threads of one process and what they work on."""
+
+    def __init__(self) -> None:
+        # Looked up late, so that gevent's patch counts.
+        self.queue: queue.SimpleQueue[Envelope | None] = queue.SimpleQueue()
+        self.threads: list[threading.Thread] = []
+        self.running: dict[int, Envelope] = {}
+        self.lock = threading.Lock()
+        self.stopping = threading.Event()
 
 
 def _too_late(doing: str, grace: float) -> str:
@@ -219,15 +252,17 @@ def _left(waiting: queue.SimpleQueue[Envelope | None]) -> list[Envelope]:
 
 
 def _stop_all() -> None:
-    for relay in list(_relays):
-        relay.stop(relay._config.grace)
-
-
-def _forget_all() -> None:
-    for relay in list(_relays):
-        relay.forget()
+    """Stop every relay of this process at once, each for as long as its app's grace."""
+    relays = list(_relays)
+    for relay in relays:
+        if (crew := relay._crew.made()) is not None:
+            crew.stopping.set()
+    began = time.monotonic()
+    for relay in relays:
+        try:
+            relay.stop(max(0.0, relay._config.grace - (time.monotonic() - began)))
+        except Exception:
+            logger.exception("The relay of %r could not be stopped.", relay._app.name)
 
 
 atexit.register(_stop_all)
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_all)

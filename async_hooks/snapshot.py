@@ -28,8 +28,8 @@ def snapshot(data: Mapping[str, Any], *, max_bytes: int) -> str:
     """
     if not isinstance(data, Mapping):
         raise DataError(
-            f"expected 'prepare_data' to return a dict, got: {type(data).__name__}. "
-            "Raise SkipTask to launch nothing."
+            f"expected a task's data to be a dict, got: {type(data).__name__}. "
+            "To launch nothing, raise SkipTask in prepare_data."
         )
     try:
         text = _encode(data if _is_plain(data) else plain(data, "data"))
@@ -39,7 +39,8 @@ def snapshot(data: Mapping[str, Any], *, max_bytes: int) -> str:
         raise DataError(f"'data' can't be written as JSON: {error}") from None
     if len(text) > max_bytes:
         raise DataError(
-            f"'data' is {len(text)} bytes of JSON; 'ASYNC_HOOKS_MAX_BYTES' allows {max_bytes}. "
+            f"'data' is {len(text)} bytes of JSON; 'ASYNC_HOOKS_MAX_BYTES' allows {max_bytes}, "
+            "less what is carried beside it. "
             "Store it and pass its id instead."
         )
     return text

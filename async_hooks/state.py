@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from flask import Flask, current_app
 
-from .config import Config, seconds
+from .config import Config
 from .consumed import Consumed
 from .context import Context
 from .envelope import Envelope
@@ -72,17 +72,6 @@ class State:
         """Return the task that ``envelope`` names, or None if this app has none of that name."""
         task: type[Any] | None = self.registry.tasks.find(envelope.task, self.generation)
         return task
-
-    def timeout_of(self, envelope: Envelope) -> float:
-        """Return the seconds that one attempt at ``envelope`` may take."""
-        receiver = envelope.receiver and self.registry.receivers.find(
-            envelope.receiver, self.generation
-        )
-        for declared in (receiver, self.task_of(envelope)):
-            timeout = getattr(declared, "timeout", None)
-            if timeout is not None:
-                return seconds(timeout)
-        return self.config.timeout
 
 
 def state_of(app: Flask) -> State:

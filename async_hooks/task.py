@@ -194,6 +194,7 @@ def check(task: type[AsyncTask]) -> None:
     if isinstance(task.priority, bool) or not isinstance(task.priority, int):
         raise ConfigError(f"{where!r}: expected 'priority' to be an int, got: {task.priority!r}")
     check_timeout(task.timeout, where)
+    checked_aliases(task.aliases, where)
     for key, default in _KEPT_BY_OUTBOX.items():
         if getattr(task, key, default) != default:
             raise OutboxRequired(needs_outbox(key, f"task {task.name!r}"))
@@ -207,6 +208,16 @@ def check_timeout(timeout: Any, where: str) -> None:
         raise ConfigError(
             f"{where!r}: expected 'timeout' to be {wrong}, got: {timeout!r}"
         ) from None
+
+
+def checked_aliases(aliases: Iterable[str], where: str) -> tuple[str, ...]:
+    """Return ``aliases`` as a tuple.
+
+    :raises ConfigError: if they are one string, which is a sequence of letters, or no strings.
+    """
+    if isinstance(aliases, str) or not all(isinstance(alias, str) for alias in aliases):
+        raise ConfigError(f"{where!r}: expected 'aliases' to be a tuple of names, got: {aliases!r}")
+    return tuple(aliases)
 
 
 def needs_outbox(key: str, whose: str) -> str:

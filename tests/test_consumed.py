@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -74,9 +75,26 @@ def test_of_many_processes_one_takes(tmpdir: Path) -> None:
 
 def test_a_record_is_removed_when_no_token_can_be_valid(tmpdir: Path) -> None:
     consumed = Consumed("app", 360)
-    for step in range(6):
-        assert is_first(consumed, b"a", NOW + 360 * step)
-    assert len(list(tmpdir.glob("*/*/span-*"))) == 3
+    for step in range(30):
+        assert is_first(consumed, b"a", NOW + 300 * step)
+    assert len(list(tmpdir.glob("*/*/span-*"))) == 15
+
+
+def test_processes_that_were_configured_differently_share_the_record() -> None:
+    shorter, longer = Consumed("app", 60), Consumed("app", 360)
+    assert is_first(longer, b"a", NOW)
+    assert not is_first(shorter, b"a", NOW)
+    assert is_first(shorter, b"b", NOW + 400)
+    assert not is_first(Consumed("app", 360), b"a", NOW)
+
+
+def test_a_folder_that_was_cleaned_away_is_made_again(tmpdir: Path) -> None:
+    consumed = Consumed("app", 360)
+    assert is_first(consumed, b"a")
+    shutil.rmtree(tmpdir / f"async_hooks-{os.geteuid()}")
+    assert is_first(consumed, b"b")
+    assert is_first(consumed, b"c", NOW + 300)
+    assert not is_first(Consumed("app", 360), b"c", NOW + 300)
 
 
 def test_a_record_cut_short_by_a_full_disk_is_mended(tmpdir: Path) -> None:
@@ -98,8 +116,10 @@ def test_a_record_that_cannot_be_kept_is_reported_and_kept_in_memory(
 
     consumed = Consumed("app", 360)
     monkeypatch.setattr(os, "write", full)
-    assert is_first(consumed, b"a")
+    assert consumed.place is not None
+    assert consumed.take(b"a", NOW) is False
     assert not is_first(consumed, b"a")
+    assert consumed.place is None
     assert "No space left on device" in caplog.text
 
 

@@ -12,7 +12,7 @@ from flask import Flask
 from flask_wtf.csrf import CSRFProtect
 from werkzeug.test import TestResponse
 
-from async_hooks import AsyncHooks, AsyncTask, Discard, Retry
+from async_hooks import AsyncHooks, AsyncTask, Discard, Retry, log
 from async_hooks.envelope import Envelope
 from async_hooks.signing import CONTENT_TYPE, VERDICT_HEADER
 from async_hooks.state import state_of
@@ -231,7 +231,25 @@ def test_it_is_mounted_under_the_prefix() -> None:
     assert post(app, sign(app, T)).status_code == 404
 
 
-def test_a_refusal_is_one_log_line(caplog: pytest.LogCaptureFixture) -> None:
+def test_strangers_cannot_fill_the_log(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, facts: Facts
+) -> None:
+    brake = log._Brake()
+    monkeypatch.setattr(log, "_strangers", brake)
+    app, _, _ = running()
+    for _ in range(500):
+        app.test_client().get(URL)
+    assert len(facts.of("rejected")) == 500
+    assert len(caplog.records) == 10
+    brake._since -= 61
+    app.test_client().get(URL)
+    assert "(490 more were refused since the last such line.)" in caplog.text
+
+
+def test_a_refusal_is_one_log_line(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log, "_strangers", log._Brake())
     app, _, _ = running()
     app.test_client().open(URL, method="PO\rST")
     [record] = caplog.records

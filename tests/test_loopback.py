@@ -18,6 +18,7 @@ from requests import auth as requests_auth
 from async_hooks import TransportError
 from async_hooks.envelope import Envelope
 from async_hooks.errors import AddressUnknown
+from async_hooks.receivers import timeout_of
 from async_hooks.state import state_of
 from async_hooks.transports.address import Address
 from async_hooks.transports.client import Answer
@@ -434,9 +435,22 @@ def test_the_timeout_is_the_receivers_the_tasks_or_the_configured(action: str) -
     make_task(hooks, action, name="plain")
     make_task(hooks, action, name="slow", timeout=60)
     hooks.receiver(action, name="slower", timeout=90)(lambda sender: None)
-    of = state_of(app).timeout_of
+    hooks.receiver(action, name="other")(lambda sender: None)
+
+    def of(envelope: Envelope) -> float:
+        return timeout_of(state_of(app), envelope)
+
     assert of(Envelope(id="1", task="plain", body="{}")) == 7
     assert of(Envelope(id="1", task="slow", body="{}")) == 60
     assert of(Envelope(id="1", task="slow", body="{}", receiver="slower")) == 90
     assert of(Envelope(id="1", task="slow", body="{}", receiver="other")) == 60
     assert of(Envelope(id="1", task="unknown", body="{}")) == 7
+
+
+def test_the_only_receivers_timeout_is_the_tasks(action: str) -> None:
+    from conftest import make_task
+
+    app, hooks = make_app()
+    make_task(hooks, action, name="t", timeout=60)
+    hooks.receiver(action, timeout=90)(lambda sender: None)
+    assert timeout_of(state_of(app), Envelope(id="1", task="t", body="{}")) == 90

@@ -72,7 +72,7 @@ def test_data_error_is_a_type_error() -> None:
 
 @pytest.mark.parametrize("data", [None, [], "text", 3])
 def test_data_must_be_a_mapping(data: Any) -> None:
-    with pytest.raises(DataError, match="expected 'prepare_data' to return a dict"):
+    with pytest.raises(DataError, match="expected a task's data to be a dict"):
         snapshot(data, max_bytes=100)
 
 

@@ -7,19 +7,9 @@ import time
 from flask import Flask
 
 from ..envelope import Envelope
-from ..state import Transport, state_of
+from ..state import state_of
 from ..verdict import Verdict
 from .in_process import InProcess, verdict_of
-
-
-class Immediate:
-    """The relay of tests: what is put travels before put returns, and what it raises is raised."""
-
-    def __init__(self, transport: Transport) -> None:
-        self._transport = transport
-
-    def put(self, envelope: Envelope) -> None:
-        self._transport.send(envelope)
 
 
 class Eager:

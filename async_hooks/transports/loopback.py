@@ -21,6 +21,7 @@ from ..errors import (
     Unreachable,
 )
 from ..executor import PING
+from ..receivers import timeout_of
 from ..signing import VERDICT_HEADER
 from ..state import state_of
 from ..verdict import Outcome, Verdict
@@ -52,7 +53,7 @@ class Loopback:
         url = self._address.url
         if url is None:
             url = self._confirm()
-        return self._post(url, envelope, self._timeout(envelope))
+        return self._post(url, envelope, timeout_of(state_of(self._app), envelope))
 
     def ping(self, url: str) -> Verdict:
         """Ask at ``url`` whether this app is there. It runs nothing.
@@ -123,9 +124,6 @@ class Loopback:
         client = client_for(f"{url}{self._config.url_prefix}/run", self._config)
         self._threads.client = (url, client)
         return client
-
-    def _timeout(self, envelope: Envelope) -> float:
-        return state_of(self._app).timeout_of(envelope)
 
 
 def client_for(url: str, config: Config) -> Client:
