@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from datetime import timedelta
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from .errors import ConfigError
 
 PREFIX = "ASYNC_HOOKS_"
+
+_URL_TEXT = re.compile(r"[!-~]+")
+_PATH_TEXT = re.compile(r"(/[A-Za-z0-9._~-]+)+")
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_HEADER_TEXT = re.compile(r"[ -~\x80-\xff]*")
 
 
 class _Wrong(ValueError):
@@ -54,21 +60,19 @@ def _count(value: Any) -> int:
 def _url(value: Any) -> str | None:
     if value is None:
         return None
-    if isinstance(value, str):
-        parts = urlsplit(value)
+    if isinstance(value, str) and (parts := _split(value)) is not None:
         if "@" in parts.netloc:
             raise _Wrong("without user and password, which go into 'ASYNC_HOOKS_AUTH'", secret=True)
-        clean = value.isprintable() and not (parts.query or parts.fragment)
+        clean = _URL_TEXT.fullmatch(value) and not (parts.query or parts.fragment)
         if parts.scheme in ("http", "https", "http+unix") and parts.netloc and clean:
             return value.rstrip("/")
     raise _Wrong("a base URL such as 'http://127.0.0.1:8000' or 'http+unix://%2Frun%2Fapp.sock'")
 
 
 def _path(value: Any) -> str:
-    clean = isinstance(value, str) and value.startswith("/") and value.isprintable()
-    if clean and (value == "/" or not value.endswith("/")):
-        return str(value).rstrip("/")
-    raise _Wrong("a path that starts, and does not end, with '/'")
+    if isinstance(value, str) and (value == "/" or _PATH_TEXT.fullmatch(value)):
+        return value.rstrip("/")
+    raise _Wrong("a path such as '/async-hooks': letters, digits and '-._~' between slashes")
 
 
 def _transport(value: Any) -> Any:
@@ -91,7 +95,11 @@ def _verify(value: Any) -> bool | str:
 
 def _headers(value: Any) -> dict[str, str]:
     if isinstance(value, Mapping) and all(
-        isinstance(part, str) and part.isprintable() for item in value.items() for part in item
+        isinstance(name, str)
+        and isinstance(text, str)
+        and _HEADER_NAME.fullmatch(name)
+        and _HEADER_TEXT.fullmatch(text)
+        for name, text in value.items()
     ):
         return dict(value)
     raise _Wrong("a dict of header names and values, without line breaks", secret=True)
@@ -109,6 +117,15 @@ def _name(value: Any) -> str | None:
     if value is None or (isinstance(value, str) and value):
         return value
     raise _Wrong("a name")
+
+
+def _split(url: str) -> SplitResult | None:
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:  # An open bracket, or a port that is none.
+        return None
+    return parts
 
 
 def _is_number(value: Any) -> bool:
@@ -178,5 +195,7 @@ def read(mapping: Mapping[str, Any]) -> Config:
 
 
 def _unknown(key: str, known: list[str]) -> str:
-    nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
-    return f"{key!r} is not a key of async_hooks. Did you mean {nearest!r}?"
+    names = [name.removeprefix(PREFIX) for name in known]
+    nearest = difflib.get_close_matches(key.removeprefix(PREFIX), names, n=1)
+    hint = f"Did you mean {PREFIX + nearest[0]!r}?" if nearest else "Take it out."
+    return f"{key!r} is not a key of async_hooks. {hint}"

@@ -37,6 +37,8 @@ def test_other_keys_are_not_ours() -> None:
 def test_unknown_key_names_the_nearest() -> None:
     with pytest.raises(ConfigError, match="Did you mean 'ASYNC_HOOKS_MAX_AGE'"):
         read({"ASYNC_HOOKS_MAXAGE": 3})
+    with pytest.raises(ConfigError, match="Take it out"):
+        read({"ASYNC_HOOKS_OUTBOX": "sqlite://"})
 
 
 @pytest.mark.parametrize(
@@ -50,12 +52,22 @@ def test_unknown_key_names_the_nearest() -> None:
         ("QUEUE_SIZE", 1.5, "a positive whole number"),
         ("URL", "localhost:8000", "a base URL such as"),
         ("URL", "ftp://localhost", "a base URL such as"),
-        ("URL_PREFIX", "hooks", "a path that starts"),
-        ("URL_PREFIX", "/hooks/", "a path that starts"),
+        ("URL_PREFIX", "hooks", "a path such as"),
+        ("URL_PREFIX", "/hooks/", "a path such as"),
         ("TRANSPORT", "carrier pigeon", "'loopback', 'in_process', 'eager' or an object"),
         ("FALLBACK", "eager", "'in_process' or None"),
         ("VERIFY", 3, "True, False or the path"),
+        ("URL", "http://localhost:80o0", "a base URL such as"),
+        ("URL", "http://localhost:99999", "a base URL such as"),
+        ("URL", "http://a b", "a base URL such as"),
+        ("URL", "http://[::1", "a base URL such as"),
+        ("URL_PREFIX", "/<x>", "a path such as"),
+        ("URL_PREFIX", "/a?b", "a path such as"),
+        ("URL_PREFIX", "//a", "a path such as"),
+        ("URL_PREFIX", "/хук", "a path such as"),
         ("HEADERS", {"X-A": "b\r\nX-C: d"}, "without line breaks"),
+        ("HEADERS", {"X-A:": "b"}, "without line breaks"),
+        ("HEADERS", {"X-A": "хук"}, "without line breaks"),
         ("AUTH", "user:password", "a (user, password) pair"),
         ("AUDIENCE", "", "a name"),
     ],

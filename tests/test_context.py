@@ -235,3 +235,28 @@ def test_cookies_and_authorization_of_the_visitor_do_not_travel(action: str) -> 
     client.set_cookie("session_id", "secret")
     client.get("/", auth=("ada", "secret"))
     assert seen == [({}, None)]
+
+
+def test_another_apps_request_tells_nothing_about_ours(action: str) -> None:
+    other, _, _ = with_own_identity()
+    app, hooks, _ = with_own_identity()
+    task = make_task(hooks, action)
+    with (
+        hooks.testing(app) as launched,
+        other.test_request_context(base_url="https://other.example/a"),
+    ):
+        flask.g.user = "ada"
+        with app.app_context():
+            flask.g.user = "bob"
+            task.dispatch({})
+    [envelope] = launched.envelopes
+    assert envelope.user is None
+    assert tuple(envelope.origin) == ("http", "localhost", "")
+
+
+def test_flask_login_without_a_user_loader_is_an_error_at_launch(action: str) -> None:
+    app, hooks = make_app(TESTING=True)
+    LoginManager(app).request_loader(lambda request: User("ada"))
+    make_task(hooks, action)
+    with app.test_request_context(), pytest.raises(ConfigError, match="has no user_loader"):
+        blinker.signal(action).send(app)

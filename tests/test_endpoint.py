@@ -265,3 +265,16 @@ def test_the_session_of_a_run_sets_no_cookie() -> None:
 
     make_task(hooks, "endpoint", name="t", run_action=run_action)
     assert "Set-Cookie" not in post(app, sign(app, T)).headers
+
+
+def test_every_refused_post_is_told(facts: Facts) -> None:
+    app, _, _ = running()
+    post(app, b"nonsense")
+    post(app, sign(app, T, age=301))
+    post(app, sign(app, Envelope(id="2", task="unknown", body="{}")))
+    token = sign(app, T)
+    post(app, token)
+    post(app, token)
+    reasons = [said["reason"] for said in facts.of("rejected")]
+    words = ("signature", "seconds old", "No task is registered", "used before")
+    assert all(word in reason for word, reason in zip(words, reasons, strict=True))

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import functools
+import time
 from typing import Any
+from unittest.mock import Mock
 
 import flask
 import pytest
 from conftest import Facts, make_app, make_task
 from flask import Flask
+from werkzeug.middleware.proxy_fix import ProxyFix
 
 from async_hooks import (
     AsyncHooksError,
@@ -17,6 +20,9 @@ from async_hooks import (
     async_signal,
     current_envelope,
 )
+from async_hooks.envelope import Envelope, Origin
+from async_hooks.signing import CONTENT_TYPE
+from async_hooks.state import state_of
 
 
 def test_the_fresh_request_is_a_request_of_its_own(action: str) -> None:
@@ -466,3 +472,76 @@ class TestOutcomes:
             task.dispatch({})
         facts.wait_for("succeeded")
         assert app.test_client().get("/").status_code == 401
+
+
+def test_a_mock_is_a_receiver_like_any_other(action: str) -> None:
+    app, hooks = make_app()
+    task = make_task(hooks, action)
+    first, second = Mock(), Mock()
+    for mock in (first, second):
+        async_signal(action).connect(mock)
+    with app.app_context():
+        task.dispatch({"lead": 7})
+    first.assert_called_once_with(app, lead=7)
+    second.assert_called_once_with(app, lead=7)
+
+
+def test_a_failing_after_request_is_a_failure_and_no_success(action: str, facts: Facts) -> None:
+    app, hooks = make_app(ASYNC_HOOKS_TRANSPORT="in_process")
+    task = make_task(hooks, action, run_action=lambda self, data: None)
+
+    @app.after_request
+    def commit(response: flask.Response) -> flask.Response:
+        if current_envelope:
+            raise OSError("the database is gone")
+        return response
+
+    with app.app_context():
+        task.dispatch({})
+    [said] = facts.wait_for("failed")
+    assert isinstance(said["exception"], OSError)
+    assert facts.of("succeeded") == []
+
+
+def test_dispatch_in_a_run_is_off_outside_run_action(action: str) -> None:
+    app, hooks = make_app()
+    ran: list[int] = []
+    task = make_task(hooks, action, run_action=lambda self, data: ran.append(1))
+    app.add_url_rule("/", view_func=lambda: "ok")
+
+    @app.before_request
+    def count() -> None:
+        if not current_envelope:
+            task.dispatch({})
+        else:
+            with pytest.raises(AsyncHooksError, match="outside its run_action"):
+                task.dispatch({})
+
+    app.test_client().get("/")
+    assert ran == [1]
+
+
+def test_the_way_of_the_loopback_is_not_taken_for_the_visitors(action: str) -> None:
+    app, hooks = make_app()
+    app.wsgi_app = ProxyFix(app.wsgi_app, x_host=1, x_prefix=1)  # type: ignore[method-assign]
+    inner = Flask("tests.app")
+    inner.config.update(SECRET_KEY=app.config["SECRET_KEY"], ASYNC_HOOKS_TRANSPORT="eager")
+    inner.wsgi_app = ProxyFix(inner.wsgi_app, x_host=1, x_prefix=1)  # type: ignore[method-assign]
+    hooks.init_app(inner)
+    urls: list[str] = []
+
+    def run_action(self: AsyncTask, data: dict[str, Any]) -> None:
+        urls.append(flask.url_for("index", _external=True))
+
+    make_task(hooks, action, name="t", run_action=run_action)
+    inner.add_url_rule("/", "index", lambda: "ok")
+    envelope = Envelope(id="1", task="t", body="{}", origin=Origin("https", "shop.example", ""))
+    token = state_of(inner).signing.sign(envelope, now=time.time())
+    answer = inner.test_client().post(
+        "/async-hooks/run",
+        data=token,
+        content_type=CONTENT_TYPE,
+        headers={"X-Forwarded-Host": "evil.example", "X-Forwarded-Prefix": "/evil"},
+    )
+    assert answer.status_code == 204
+    assert urls == ["https://shop.example/"]

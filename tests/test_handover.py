@@ -269,3 +269,11 @@ def test_hand_over_happens_even_if_closing_the_body_raises(action: str) -> None:
     with pytest.raises(OSError, match="the file is gone"):
         server.close()
     assert len(handed) == 1
+
+
+def test_a_middleware_that_closes_nothing_loses_nothing(action: str) -> None:
+    app, handed = site(action)
+    inner = app.wsgi_app
+    app.wsgi_app = lambda environ, start: [b"".join(inner(environ, start))]  # type: ignore[assignment, method-assign]
+    Server(app, "/plain").finish()
+    assert len(handed) == 1

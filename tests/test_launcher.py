@@ -361,3 +361,49 @@ def test_children_of_a_fan_out_are_paid_from_the_budget(action: str) -> None:
         hooks.receiver(action, name=name)(lambda sender: None)
     with app.app_context(), pytest.raises(DepthExceeded, match="Receiver 'three' would be one"):
         task.dispatch({})
+
+
+def test_a_factory_that_registers_first_gives_each_app_its_own_closures(action: str) -> None:
+    hooks = AsyncHooks()
+
+    def create_app(said: list[str]) -> Flask:
+        @hooks.register
+        class Local(AsyncTask):
+            action = name
+
+            def prepare_data(self, sender: Any, /) -> dict[str, Any]:
+                said.append("prepared")
+                return {}
+
+        app = Flask("tests.app")
+        app.config.update(SECRET_KEY="k" * 32, ASYNC_HOOKS_TRANSPORT="eager")
+        hooks.init_app(app)
+        return app
+
+    name = action
+    said: list[list[str]] = [[], [], []]
+    apps = [create_app(notes) for notes in said]
+    for number, app in enumerate(apps):
+        with app.app_context():
+            blinker.signal(action).send()
+        assert [len(notes) for notes in said] == [1] * (number + 1) + [0] * (2 - number)
+
+
+def test_a_wrong_priority_is_refused_and_loses_nothing(action: str, facts: Facts) -> None:
+    app, hooks = make_app()
+    task = make_task(hooks, action)
+    with hooks.testing(app) as launched, app.test_request_context():
+        task.dispatch({})
+        with pytest.raises(ConfigError, match="expected 'priority' to be an int, got: '1'"):
+            task.dispatch({}, priority="1")  # type: ignore[arg-type]
+    assert len(launched.envelopes) == 1
+
+
+def test_what_is_carried_counts_as_size(action: str) -> None:
+    app, hooks = make_app(ASYNC_HOOKS_MAX_BYTES=1000)
+    hooks.carry("blob", lambda: "x" * 600, lambda value: None)
+    task = make_task(hooks, action)
+    with app.app_context():
+        task.dispatch({"text": "x" * 300})
+        with pytest.raises(DataError, match="less what is carried beside it"):
+            task.dispatch({"text": "x" * 600})

@@ -350,8 +350,8 @@ class TestAddress:
     def test_the_servers_socket_tells(self, key: str) -> None:
         with socket.create_server(("127.0.0.1", 0)) as server:
             port = server.getsockname()[1]
-            address = self.learnt({key: server, "SCRIPT_NAME": "/a b", "HTTP_HOST": "evil"})
-        assert address.url == f"http://127.0.0.1:{port}/a%20b"
+            address = self.learnt({key: server, "SCRIPT_NAME": "", "HTTP_HOST": "evil"})
+        assert address.url == f"http://127.0.0.1:{port}"
 
     def test_a_unix_socket_tells(self, tmp_path: Path) -> None:
         server = socket.socket(socket.AF_UNIX)
@@ -366,24 +366,49 @@ class TestAddress:
             port = server.getsockname()[1]
             assert self.learnt({"gunicorn.socket": server}).url == f"http://[::1]:{port}"
 
-    def test_a_proxys_prefix_is_not_ours(self) -> None:
+    @pytest.mark.parametrize(
+        ("script_name", "original", "forwarded", "guesses"),
+        [
+            ("/a", None, None, ["/a", ""]),
+            ("/de", "", "/de", ["", "/de"]),
+            ("/de/a", "", "/de", ["/a", "/de/a", ""]),
+            ("/a/de", "/a", "/de", ["/a/de", "/a", ""]),
+            ("/evil", "", None, ["/evil", ""]),
+        ],
+    )
+    def test_a_path_that_a_client_may_have_named_is_a_guess(
+        self, script_name: str, original: str | None, forwarded: str | None, guesses: list[str]
+    ) -> None:
+        environ: dict[str, Any] = {"SCRIPT_NAME": script_name}
+        if original is not None:
+            environ["werkzeug.proxy_fix.orig"] = {"SCRIPT_NAME": original}
+        if forwarded is not None:
+            environ["HTTP_X_FORWARDED_PREFIX"] = forwarded
         with socket.create_server(("127.0.0.1", 0)) as server:
-            url = self.learnt(
-                {
-                    "gunicorn.socket": server,
-                    "SCRIPT_NAME": "/from/a/header",
-                    "werkzeug.proxy_fix.orig": {"SCRIPT_NAME": "", "SERVER_PORT": "1"},
-                }
-            ).url
-        assert url is not None
-        assert not url.endswith("/from/a/header")
+            base = f"http://127.0.0.1:{server.getsockname()[1]}"
+            address = self.learnt({"gunicorn.socket": server, **environ})
+        assert address.url is None
+        assert address.guesses() == [base + root for root in guesses]
 
     @pytest.mark.parametrize("server", ["waitress", "uwsgi"])
     def test_another_servers_port_is_a_guess_only(self, server: str) -> None:
         environ = {"SERVER_PORT": "443", "werkzeug.proxy_fix.orig": {"SERVER_PORT": "8080"}}
         environ["uwsgi.version" if server == "uwsgi" else "SERVER_SOFTWARE"] = server
         address = self.learnt(environ)
-        assert (address.url, address.guess()) == (None, "http://127.0.0.1:8080")
+        assert (address.url, address.guesses()) == (None, ["http://127.0.0.1:8080"])
+
+    @pytest.mark.parametrize("header", ["X_FORWARDED_HOST", "X_FORWARDED_PORT", "FORWARDED"])
+    def test_a_port_that_a_client_may_have_named_is_no_guess(self, header: str) -> None:
+        environ = {"SERVER_SOFTWARE": "waitress", "SERVER_PORT": "6379", f"HTTP_{header}": "x"}
+        assert not self.learnt(environ).may_be_known
+
+    def test_guesses_that_do_not_answer_give_way_to_others(self) -> None:
+        address = self.learnt({"SERVER_SOFTWARE": "waitress", "SERVER_PORT": "1"})
+        address.refute()
+        address.notice({"SERVER_SOFTWARE": "waitress", "SERVER_PORT": "2"})
+        assert address.guesses() == []
+        address._refuted_at -= 31
+        assert address.guesses() == ["http://127.0.0.1:2"]
 
     def test_the_test_client_tells_nothing(self) -> None:
         assert not self.learnt({"SERVER_PORT": "80", "HTTP_HOST": "localhost"}).may_be_known

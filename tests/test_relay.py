@@ -1,15 +1,19 @@
 from __future__ import annotations
 
+import asyncio
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import Facts, make_app, make_task
 from flask import Flask
 
-from async_hooks import AsyncTask, TransportError
+from async_hooks import AsyncTask, Discard, TransportError
 from async_hooks.envelope import Envelope
 from async_hooks.errors import AddressUnknown, Unreachable
 from async_hooks.relay import Relay
@@ -322,3 +326,131 @@ def test_a_listener_of_a_sender_side_failure_has_an_app_context(
         facts.wait_for("failed")
         relay.stop(20)
     assert len(seen) == 1
+
+
+@pytest.mark.parametrize("error", [SystemExit(1), asyncio.CancelledError(), GeneratorExit()])
+def test_a_task_that_raises_more_than_an_exception_ends_no_thread(
+    action: str, facts: Facts, error: BaseException
+) -> None:
+    app, hooks = make_app(ASYNC_HOOKS_TRANSPORT="in_process")
+
+    def run_action(self: AsyncTask, data: dict[str, Any]) -> None:
+        raise error
+
+    task = make_task(hooks, action, run_action=run_action)
+    with app.app_context():
+        for _ in range(5):
+            task.dispatch({})
+    assert {type(said["exception"]) for said in facts.wait_for("failed", 5)} == {type(error)}
+
+
+def test_a_middleware_that_raises_ends_no_thread(action: str, facts: Facts) -> None:
+    app, hooks = make_app(ASYNC_HOOKS_TRANSPORT="loopback")
+
+    def broken(environ: Any, start_response: Any) -> Any:
+        raise KeyError("no such tenant")
+
+    app.wsgi_app = broken  # type: ignore[method-assign]
+    task = make_task(hooks, action)
+    with app.app_context():
+        for _ in range(5):
+            task.dispatch({})
+    for said in facts.wait_for("failed", 5):
+        assert "KeyError" in str(said["exception"])
+
+
+def test_a_teardown_that_raises_ends_no_thread(action: str, facts: Facts) -> None:
+    app, hooks = make_app(ASYNC_HOOKS_TRANSPORT="in_process")
+
+    def run_action(self: AsyncTask, data: dict[str, Any]) -> None:
+        raise Discard("no such lead")
+
+    @app.teardown_appcontext
+    def close_database(error: BaseException | None) -> None:
+        raise OSError("the database is gone")
+
+    task = make_task(hooks, action, run_action=run_action)
+    for _ in range(5):
+        with pytest.raises(OSError, match="the database is gone"), app.app_context():
+            task.dispatch({})
+    assert len(facts.wait_for("discarded", 5)) == 5
+
+
+def test_where_no_thread_can_be_started_the_fallback_runs(
+    relays: list[Relay], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def start(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    transport, fallback = Scripted(DONE), Scripted(DONE)
+    relay = make_relay(relays, transport, fallback)
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", start)
+        relay.put(envelope(1))
+    assert fallback.sent == ["1"]
+    assert "No thread could be started" in caplog.text
+    relay.put(envelope(2))
+    assert transport.wait_for(1) == ["2"]
+
+
+def test_what_a_stop_overtakes_is_run_by_its_own_thread(relays: list[Relay]) -> None:
+    transport, in_process = Scripted(DONE), Scripted(DONE)
+    relay = make_relay(relays, transport, None, in_process)
+    relay.put(envelope(1))
+    transport.wait_for(1)
+    crew: Any = relay._crew.made()
+    put = crew.queue.put
+
+    class Overtaken:
+        """A queue whose put is overtaken by a whole stop."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(queue, name)
+
+        def put(self, item: Any) -> None:
+            crew.queue = queue
+            relay.stop(20)
+            put(item)
+
+    queue = crew.queue
+    crew.queue = Overtaken()
+    relay.put(envelope(2))
+    assert in_process.sent == ["2"]
+
+
+def test_a_child_of_multiprocessing_delivers_before_it_ends(tmp_path: Path) -> None:
+    (tmp_path / "child.py").write_text(
+        "import multiprocessing, sys\n"
+        "from flask import Flask\n"
+        "from async_hooks import AsyncHooks, AsyncTask\n"
+        "app = Flask('child')\n"
+        "app.config['SECRET_KEY'] = 'a key for tests, long enough'\n"
+        "hooks = AsyncHooks(app)\n"
+        "@hooks.register\n"
+        "class Task(AsyncTask):\n"
+        "    action = 'a'\n"
+        "    def run_action(self, data):\n"
+        "        open(sys.argv[1], 'a').write('ran\\n')\n"
+        "def work():\n"
+        "    with app.app_context():\n"
+        "        for _ in range(3):\n"
+        "            Task.dispatch({})\n"
+        "if __name__ == '__main__':\n"
+        "    process = multiprocessing.get_context('fork').Process(target=work)\n"
+        "    process.start()\n"
+        "    process.join()\n"
+    )
+    command = [sys.executable, "child.py", str(tmp_path / "out")]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    assert (tmp_path / "out").read_text() == "ran\n" * 3
+
+
+def test_what_a_transport_of_the_users_returns_does_not_matter(
+    relays: list[Relay], facts: Facts
+) -> None:
+    transport = Scripted(lambda envelope: "message-id-7")
+    relay = make_relay(relays, transport)
+    relay.put(envelope(1))
+    transport.wait_for(1)
+    relay.stop(20)
+    assert facts.of("failed") == []

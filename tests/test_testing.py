@@ -6,10 +6,10 @@ from typing import Any
 
 import blinker
 import pytest
-from conftest import make_app, make_task
+from conftest import Facts, make_app, make_task
 from flask import Flask
 
-from async_hooks import AsyncHooks, AsyncTask
+from async_hooks import AsyncHooks, AsyncTask, Auth, TransportError
 from async_hooks.recorder import Recorder
 
 
@@ -118,3 +118,23 @@ class TestFixture:
             envelope_id = task.dispatch({})
         assert [envelope.id for envelope in async_hooks.envelopes] == [envelope_id]
         assert async_hooks.run_all() == 1
+
+
+def test_a_run_that_a_before_request_stops_is_raised_in_the_test(action: str) -> None:
+    app, hooks = make_app()
+    task = make_task(hooks, action)
+    app.before_request(lambda: ("log in first", 302))
+    with hooks.testing(app) as launched, app.app_context():
+        task.dispatch({})
+        with pytest.raises(TransportError, match="Let it pass when"):
+            launched.run_all()
+
+
+def test_a_discarded_run_is_told(action: str, facts: Facts) -> None:
+    app, hooks = make_app()
+    hooks.identity(lambda: None, lambda user: None)
+    task = make_task(hooks, action, auth_level=Auth.LOGGED_IN)
+    with hooks.testing(app) as launched, app.app_context():
+        task.dispatch({}, user="gone")
+        launched.run_all()
+    assert len(facts.of("discarded")) == 1

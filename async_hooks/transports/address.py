@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
-#: Seconds after which a guess that did not answer is tried again.
+#: Seconds after which guesses that did not answer are tried again.
 _PATIENCE = 30.0
 
 
@@ -17,49 +17,58 @@ class Address:
 
     ``url`` is None until it is known for certain; ``is_own`` says that this process's own server
     listens there. Threads only ever replace a whole value.
+
+    A server's socket leaves no doubt, but a client may have a say in the path that the app is
+    mounted at, and in the port that a server without a visible socket names. Then there are
+    guesses, which are believed when our own endpoint answers from there.
     """
 
     def __init__(self, configured: str | None) -> None:
         self.url = configured
         self.is_own = False
-        self._guess: str | None = None
+        self._guesses: list[str] = []
         self._refuted_at = float("-inf")
 
     def notice(self, environ: Mapping[str, Any]) -> None:
         """Learn from the environ of a request that a server passes in."""
-        if self.url is not None or self._guess is not None:
+        if self.url is not None or self._guesses:
             return
         # ProxyFix keeps what the server said before a client's headers were put in its place.
         server = environ.get("werkzeug.proxy_fix.orig", environ)
-        root = quote(server.get("SCRIPT_NAME", "").rstrip("/"))
         connection = environ.get("gunicorn.socket") or environ.get("werkzeug.socket")
         if connection is not None:
-            self.url = _listening(connection, root)
-            self.is_own = self.url is not None
-        elif "SERVER_SOFTWARE" in environ or "uwsgi.version" in environ:
-            port = server.get("SERVER_PORT", "")
-            if port.isascii() and port.isdigit():
-                self._guess = f"http://127.0.0.1:{port}{root}"
+            base = _listening(connection)
+            self.is_own = base is not None
+        else:
+            base = _port(environ, server)
+        if base is None:
+            return
+        roots = _roots(environ, server)
+        if self.is_own and roots == [""]:
+            self.url = base
+        else:
+            self._guesses = [base + root for root in roots]
 
     @property
     def may_be_known(self) -> bool:
-        return self.url is not None or self._guess is not None
+        return self.url is not None or bool(self._guesses)
 
-    def guess(self) -> str | None:
-        """Return the address to ask, or None if there is none or it was asked lately."""
+    def guesses(self) -> list[str]:
+        """Return the addresses to ask, best first; none if they were asked lately."""
         if time.monotonic() - self._refuted_at < _PATIENCE:
-            return None
-        return self._guess
+            return []
+        return self._guesses
 
     def confirm(self, guess: str) -> None:
         self.url = guess
 
-    def refute(self, guess: str) -> None:
-        """The guess did not answer as ours: leave it for a while."""
+    def refute(self) -> None:
+        """No guess answered as ours: leave it for a while, then let another request teach."""
         self._refuted_at = time.monotonic()
+        self._guesses = []
 
 
-def _listening(connection: socket.socket, root: str) -> str | None:
+def _listening(connection: socket.socket) -> str | None:
     """Return the base URL of the socket that accepted ``connection``."""
     try:
         name = connection.getsockname()
@@ -68,6 +77,28 @@ def _listening(connection: socket.socket, root: str) -> str | None:
     if isinstance(name, tuple):
         host = f"[{name[0]}]" if ":" in name[0] else name[0]
         scheme = "https" if hasattr(connection, "cipher") else "http"
-        return f"{scheme}://{host}:{name[1]}{root}"
+        return f"{scheme}://{host}:{name[1]}"
     path = name.decode() if isinstance(name, bytes) else name
-    return f"http+unix://{quote(path, safe='')}{root}" if path else None
+    return f"http+unix://{quote(path, safe='')}" if path else None
+
+
+def _port(environ: Mapping[str, Any], server: Mapping[str, Any]) -> str | None:
+    """Return what a server that shows no socket says of its port."""
+    if "SERVER_SOFTWARE" not in environ and "uwsgi.version" not in environ:
+        return None  # The test client.
+    if any(key.startswith(("HTTP_X_FORWARDED", "HTTP_FORWARDED")) for key in environ):
+        return None  # waitress may have taken its port from there. The next request will tell.
+    port = server.get("SERVER_PORT", "")
+    return f"http://127.0.0.1:{port}" if port.isascii() and port.isdigit() else None
+
+
+def _roots(environ: Mapping[str, Any], server: Mapping[str, Any]) -> list[str]:
+    """Return the paths that the app may be mounted at, as its server sees it, best first."""
+    said = [environ.get("SCRIPT_NAME", ""), server.get("SCRIPT_NAME", "")]
+    if (proxied := said[0]) and server is not environ:
+        # A dispatcher inside of ProxyFix appends its mount to the prefix of the proxy.
+        prefix = environ.get("HTTP_X_FORWARDED_PREFIX", "").rpartition(",")[2].strip().rstrip("/")
+        said.insert(0, proxied.removeprefix(prefix))
+    if any(said):
+        said.append("")
+    return list(dict.fromkeys(quote(root.rstrip("/")) for root in said))

@@ -28,7 +28,7 @@ class Answer:
 
 class Client(Protocol):
     def post(self, body: bytes, timeout: float) -> Answer:
-        """Post ``body``; the whole answer's head must come within ``timeout`` seconds.
+        """Post ``body`` and wait for the head of the answer, for up to ``timeout`` seconds.
 
         :raises TransportError: with ``unsent`` true if no byte of the request went out.
         """

@@ -22,8 +22,9 @@ _POSTS = 32
 class LeanClient:
     """HTTP/1.1 on one kept connection, TCP or unix socket.
 
-    It understands what a WSGI server says to our endpoint: a head and no body. Where a body
-    follows, the connection is dropped rather than the body read.
+    The whole head of the answer must come within the timeout. It understands what a WSGI server
+    says to our endpoint: a head and no body. Where a body follows, the connection is dropped
+    rather than the body read.
     """
 
     def __init__(self, url: str, config: Config) -> None:

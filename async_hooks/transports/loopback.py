@@ -24,7 +24,7 @@ from ..executor import PING
 from ..receivers import timeout_of
 from ..signing import VERDICT_HEADER
 from ..state import state_of
-from ..verdict import Outcome, Verdict
+from ..verdict import Verdict
 from .address import Address
 from .client import Client
 from .lean_client import LeanClient
@@ -102,16 +102,14 @@ class Loopback:
 
     def _confirm(self) -> str:
         """Return the guessed address, once our own endpoint has answered a ping from there."""
-        guess = self._address.guess()
-        if guess is not None:
-            try:
-                verdict = self.ping(guess)
-            except TransportError:
-                self._address.refute(guess)
-            else:
-                if verdict.outcome in (Outcome.COMPLETED, Outcome.BUSY):
-                    self._address.confirm(guess)
-                    return guess
+        guesses = self._address.guesses()
+        for guess in guesses:
+            with suppress(TransportError):
+                self.ping(guess)  # Whatever the verdict is, only this app can have given it.
+                self._address.confirm(guess)
+                return guess
+        if guesses:
+            self._address.refute()
         raise AddressUnknown(
             "'ASYNC_HOOKS_URL' is not set, and where this app listens is not known. Set it to the "
             "base URL under which this machine reaches the app, e.g. 'http://127.0.0.1:8000'."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 import time
 
 import requests
@@ -16,7 +17,8 @@ from .client import CONNECT_TIMEOUT, IDLE, Answer, broken, reason, timed_out, un
 class RequestsClient:
     """Everything that requests can: TLS, CA bundles, auth objects.
 
-    The environment's proxies and ``.netrc`` are not asked, redirects not followed.
+    The environment's proxies and ``.netrc`` are not asked, redirects not followed. The timeout
+    counts from one piece of the answer's head to the next.
     """
 
     def __init__(self, url: str, config: Config) -> None:
@@ -46,6 +48,8 @@ class RequestsClient:
         except requests.exceptions.ReadTimeout as error:
             raise timed_out(self._url, timeout) from error
         except requests.exceptions.SSLError as error:
+            if not _is_untrusted(error):
+                raise broken(self._url, error) from error
             raise Untrusted(
                 f"{self._url!r} is not trusted ({reason(error)}). Set 'ASYNC_HOOKS_VERIFY' to "
                 "the CA bundle that signed its certificate."
@@ -58,6 +62,14 @@ class RequestsClient:
             raise broken(self._url, error) from error
         finally:
             self._used_at = time.monotonic()
+
+
+def _is_untrusted(error: requests.exceptions.SSLError) -> bool:
+    """Tell whether the certificate was refused, and so nothing was sent."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, ssl.SSLCertVerificationError):
+        cause = cause.__cause__ or cause.__context__
+    return cause is not None
 
 
 def _never_connected(error: requests.exceptions.ConnectionError) -> bool:
