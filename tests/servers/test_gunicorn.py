@@ -149,6 +149,26 @@ def test_mounted_under_a_path_the_endpoint_is_found_there(start: Start) -> None:
     assert "POST /shop/async-hooks/run" in site.log
 
 
+@pytest.mark.parametrize("mount", ["proxied_mount", "mounted_proxy"])
+def test_a_mount_and_a_proxys_prefix_are_told_apart(start: Start, mount: str) -> None:
+    site, url = start("-w", "1", "-k", "gthread", "--threads", "4", app=f"mounts:{mount}")
+    headers = {"X-Forwarded-Prefix": "/de", "X-Forwarded-Host": "shop.example"}
+    for number in range(3):
+        requests.get(f"{url}/shop/visit/{number}", headers=headers, timeout=30)
+    site.wait_for("done", 3)
+    site.stop()
+    assert site.log.count('"POST /shop/async-hooks/run HTTP/1.1" 204') >= 3
+    assert site.notes("url")[0]["url"].startswith("http://shop.example/")
+
+
+def test_a_path_from_a_header_poisons_nothing(start: Start) -> None:
+    site, url = start("-w", "1", "-k", "gthread", "--threads", "4")
+    requests.get(f"{url}/evil/visit/1", headers={"SCRIPT_NAME": "/evil"}, timeout=30)
+    requests.get(f"{url}/visit/2", timeout=30)
+    assert sorted(line["done"] for line in site.wait_for("done", 2)) == [1, 2]
+    assert site.notes("failed") == []
+
+
 def test_trusted_hosts_do_not_stop_it(start: Start) -> None:
     site, url = start(SITE_TRUSTED_HOSTS='["shop.example"]')
     requests.get(f"{url}/visit/1", headers={"Host": "shop.example"}, timeout=30)
