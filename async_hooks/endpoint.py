@@ -21,7 +21,7 @@ from .config import Config
 from .context import current_run
 from .errors import TokenError, TokenExpired, TokenReplayed
 from .executor import RUN, Run
-from .signals import emit, task_rejected
+from .signals import emit, task_failed, task_rejected, tell
 from .signing import CONTENT_TYPE, VERDICT_HEADER, WrongVersion
 from .state import State, state_of
 from .verdict import STATUS, Outcome, Verdict
@@ -158,7 +158,8 @@ class Endpoint:
             )
         if run.verdict.outcome is Outcome.COMPLETED and error is not None:
             # A teardown function raised after all that could still be told in the request.
-            run.fail(error, Verdict(Outcome.FAILED, f"{type(error).__name__}: {error}"))
+            run.fail(error)
+            tell(task_failed, self._app, envelope=run.envelope, exception=error)
         return run.verdict
 
 

@@ -44,10 +44,10 @@ class Run:
         self._budget = envelope.budget
         self._children: set[str] = set()
 
-    def fail(self, error: BaseException, verdict: Verdict) -> None:
+    def fail(self, error: BaseException) -> None:
+        """Take ``error`` for what became of the run."""
         self.exception = error
-        self.verdict = verdict
-        emit(task_failed, self.state.app, envelope=self.envelope, exception=error)
+        self.verdict = _verdict_on(error)
 
     def send(self, task: type[AsyncTask], kwargs: Mapping[str, Any]) -> list[Any]:
         """Reach the receivers of the task's async signal: the only one here, several elsewhere."""
@@ -137,7 +137,8 @@ def _attempt(run: Run, task: type[AsyncTask]) -> None:
         finally:
             run.launching = False
     except BaseException as error:  # sys.exit and CancelledError are failures like any other.
-        run.fail(error, _verdict_on(error))
+        run.fail(error)
+        emit(task_failed, app, envelope=envelope, exception=error)
         if not isinstance(error, (Retry, Discard)):
             raise  # to the app's error handlers, and to Flask's log
     else:
@@ -149,10 +150,12 @@ def at_teardown(error: BaseException | None) -> None:
     run: Run | None = request.environ.get(RUN)
     if run is None or run.verdict is None or run.verdict.outcome is not Outcome.COMPLETED:
         return
+    app, envelope = run.state.app, run.envelope
     if error is not None:
-        run.fail(error, _verdict_on(error))
-    elif run.envelope.task != PING:
-        emit(task_succeeded, run.state.app, envelope=run.envelope, result=run.result)
+        run.fail(error)
+        emit(task_failed, app, envelope=envelope, exception=error)
+    elif envelope.task != PING:
+        emit(task_succeeded, app, envelope=envelope, result=run.result)
 
 
 def _verdict_on(error: BaseException) -> Verdict:

@@ -18,16 +18,14 @@ import time
 import weakref
 from multiprocessing.util import Finalize
 from random import uniform
-from typing import Any
 
-from blinker import Signal
 from flask import Flask
 
 from .config import Config
 from .envelope import Envelope
 from .errors import AddressUnknown, NotConsumed, NotTaken, TransportError
 from .processes import PerProcess
-from .signals import emit, task_discarded, task_failed
+from .signals import task_discarded, task_failed, tell
 from .state import Transport
 from .verdict import Outcome, Verdict
 
@@ -142,7 +140,15 @@ class Relay:
     def _run_left(self, crew: _Crew) -> None:
         """Run in this thread what was put while the others were leaving."""
         for envelope in _left(crew.queue):
-            settle(self._app, envelope, self._in_process.send(envelope))
+            self._run_here(envelope, self._in_process)
+
+    def _run_here(self, envelope: Envelope, transport: Transport) -> None:
+        """Carry ``envelope`` in a thread that is not ours, and so must not see what goes wrong."""
+        try:
+            settle(self._app, envelope, transport.send(envelope))
+        except Exception as error:
+            logger.exception("The relay failed on envelope %s.", envelope.id)
+            self._fail(envelope, TransportError(f"{type(error).__name__}: {error}"))
 
     def _carry(self, envelope: Envelope, crew: _Crew) -> Verdict | None:
         """Send until the verdict is final, for no longer than a token lives."""
@@ -180,10 +186,10 @@ class Relay:
             self._fail(envelope, NotTaken(why))
             return
         logger.warning("Envelope %s runs in the request's own thread: %s", envelope.id, why)
-        settle(self._app, envelope, self._fallback.send(envelope))
+        self._run_here(envelope, self._fallback)
 
     def _fail(self, envelope: Envelope, error: TransportError) -> None:
-        _tell(self._app, task_failed, envelope=envelope, exception=error)
+        tell(task_failed, self._app, envelope=envelope, exception=error)
 
 
 class Immediate:
@@ -206,19 +212,11 @@ def settle(app: Flask, envelope: Envelope, verdict: Verdict | None) -> None:
         return
     error = verdict.error or verdict.outcome
     if verdict.outcome is Outcome.DISCARDED:
-        _tell(app, task_discarded, envelope=envelope, error=error)
+        tell(task_discarded, app, envelope=envelope, error=error)
     elif verdict.outcome is Outcome.RETRY:
         logger.error("Envelope %s asks for a retry, which needs an outbox.", envelope.id)
     else:
-        _tell(app, task_failed, envelope=envelope, exception=TransportError(error))
-
-
-def _tell(app: Flask, signal: Signal, /, **facts: Any) -> None:
-    try:
-        with app.app_context():
-            emit(signal, app, **facts)
-    except Exception:  # A teardown function of the app's.
-        logger.exception("The application context that %r was told in failed.", signal)
+        tell(task_failed, app, envelope=envelope, exception=TransportError(error))
 
 
 class _Crew:

@@ -11,6 +11,8 @@ from typing import Any
 from blinker import Namespace, Signal
 from flask import Flask
 
+logger = logging.getLogger("async_hooks")
+
 _signals = Namespace()
 
 task_launched = _signals.signal("task_launched")
@@ -30,6 +32,17 @@ def emit(signal: Signal, app: Flask, /, **facts: Any) -> None:
         try:
             listener(app, **facts)
         except Exception:
-            logging.getLogger("async_hooks").exception(
-                "A listener of %s raised; the task goes on.", getattr(signal, "name", signal)
-            )
+            logger.exception("A listener of %s raised; the task goes on.", _name(signal))
+
+
+def tell(signal: Signal, app: Flask, /, **facts: Any) -> None:
+    """Emit ``signal`` where there is no request, in an application context of its own."""
+    try:
+        with app.app_context():
+            emit(signal, app, **facts)
+    except Exception:
+        logger.exception("A teardown function raised after %s.", _name(signal))
+
+
+def _name(signal: Signal) -> str:
+    return str(getattr(signal, "name", signal))
