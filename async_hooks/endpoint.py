@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 #: What a token needs beside its data: head, carried context, signature.
 _OVERHEAD = 64 * 1024
 
+#: Headers that the fresh request does not have, whoever sends them.
+_NOT_OURS = ("HTTP_X_FORWARDED", "HTTP_FORWARDED", "HTTP_COOKIE")
+
 logger = logging.getLogger("async_hooks")
 
 
@@ -183,7 +186,8 @@ def _read(environ: WSGIEnvironment, limit: int) -> bytes:
 def _dress(environ: WSGIEnvironment, run: Run) -> None:
     """Make ``environ`` that of a request which came in where the triggering one did."""
     # The loopback's own way here is over: a ProxyFix inside must not take it for the visitor's.
-    for key in [key for key in environ if key.startswith(("HTTP_X_FORWARDED", "HTTP_FORWARDED"))]:
+    # We send no cookies; what comes with some was put together by another.
+    for key in [key for key in environ if key.startswith(_NOT_OURS)]:
         del environ[key]
     origin = run.envelope.origin
     name, _, port = origin.host.rpartition(":")

@@ -172,15 +172,15 @@ def _relay(app: Flask, config: Config, address: Address) -> RelayProtocol:
     in_process = InProcess(app)
     if config.transport == "eager":
         return Immediate(app, Eager(app))
-    transports: Mapping[str, Transport] = {
-        "loopback": Loopback(app, config, address),
-        "in_process": in_process,
-    }
+    loopback = Loopback(app, config, address)
+    transports: Mapping[str, Transport] = {"loopback": loopback, "in_process": in_process}
     transport = config.transport
     if isinstance(transport, str):
         transport = transports[transport]
     fallback = in_process if config.fallback is not None else None
-    return Relay(app, config, transport, fallback=fallback, in_process=in_process)
+    return Relay(
+        app, config, transport, fallback=fallback, in_process=in_process, recall=loopback.recall
+    )
 
 
 def _is_reachable(config: Config, address: Address) -> bool:

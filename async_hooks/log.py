@@ -20,7 +20,7 @@ from .signals import (
 
 logger = logging.getLogger("async_hooks")
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 def one_line(text: object) -> str:
@@ -97,4 +97,5 @@ _strangers = _Brake()
 
 def _named(envelope: Envelope) -> str:
     receiver = f", receiver {envelope.receiver!r}" if envelope.receiver is not None else ""
-    return f"Task {envelope.task!r}{receiver} (envelope {envelope.id}, attempt {envelope.attempt})"
+    which = f"envelope {one_line(envelope.id)}, attempt {envelope.attempt}"
+    return f"Task {envelope.task!r}{receiver} ({which})"

@@ -16,6 +16,7 @@ import queue
 import threading
 import time
 import weakref
+from collections.abc import Callable
 from multiprocessing.util import Finalize
 from random import uniform
 
@@ -42,7 +43,8 @@ _relays: weakref.WeakSet[Relay] = weakref.WeakSet()
 class Relay:
     """Carries the envelopes of one app: by ``transport``, or else ``fallback``.
 
-    ``in_process`` runs what is left when the process ends: its server takes no more requests.
+    When the process ends, its server takes no more requests: ``recall`` takes back what the
+    transport has under way and its server will not begin, and ``in_process`` runs what is left.
     """
 
     def __init__(
@@ -53,12 +55,14 @@ class Relay:
         *,
         fallback: Transport | None,
         in_process: Transport,
+        recall: Callable[[], None],
     ) -> None:
         self._app = app
         self._config = config
         self._transport = transport
         self._fallback = fallback
         self._in_process = in_process
+        self._recall = recall
         self._crew = PerProcess(_Crew)
         self._warned_of_address = False
         _relays.add(self)
@@ -87,6 +91,7 @@ class Relay:
             return
         crew.stopping.set()
         deadline = time.monotonic() + grace
+        self._recall()
         for _ in crew.threads:
             crew.queue.put(None)
         for thread in crew.threads:

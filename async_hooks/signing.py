@@ -30,6 +30,10 @@ VERSION = 1
 CONTENT_TYPE = "application/vnd.async-hooks.token"
 VERDICT_HEADER = "Async-Hooks-Verdict"
 
+_TOKEN, _VERDICT = b"async_hooks.token", b"async_hooks.verdict"
+
+_RANDOM = "python -c 'import secrets; print(secrets.token_hex())'"
+
 #: Seconds that the sender's clock may be ahead of the endpoint's.
 SKEW = 60.0
 
@@ -56,16 +60,12 @@ class Signing:
     """Signs and verifies for one app. Keys are read at each use, so that they can rotate."""
 
     def __init__(self, app: Flask, audience: str | None) -> None:
-        if not app.secret_key:
-            raise ConfigError(
-                "'SECRET_KEY' is not set, so nothing can be signed. Set it to a random value, "
-                "e.g. from: python -c 'import secrets; print(secrets.token_hex())'"
-            )
-        if _is_weak(app.secret_key) and not app.testing:
+        newest = _secrets(app)[-1]
+        if _is_weak(newest) and not app.testing:
             logger.warning(
                 "'SECRET_KEY' is short or well known: whoever guesses it can run any task as any "
-                "user. Set it to a random value, e.g. from: "
-                "python -c 'import secrets; print(secrets.token_hex())'"
+                "user. Set it to a random value, e.g. from: %s",
+                _RANDOM,
             )
         self._app = app
         self.audience = audience if audience is not None else app.name
@@ -93,7 +93,7 @@ class Signing:
                 head[key] = value
         # The two texts are JSON already: they are put in as they are, not decoded and encoded.
         text = f'{_json(head)[:-1]},"carried":{envelope.carried},"data":{envelope.body}}}'
-        return self._signer(b"token").sign(text)
+        return _signer(_secrets(self._app), _TOKEN).sign(text)
 
     def verify(self, token: bytes, *, now: float, max_age: float) -> tuple[Envelope, float]:
         """Return the envelope of ``token``, and when the token was issued.
@@ -101,7 +101,7 @@ class Signing:
         :raises TokenError: if it is not a token of this app for this audience; its subclasses
             WrongVersion, TokenExpired tell genuine tokens apart.
         """
-        payload = json.loads(self._unsign(b"token", token))
+        payload = _parsed(_unsign(_signer(_secrets(self._app), _TOKEN), token))
         if payload.get("aud") != self.audience:
             raise TokenError(f"A token for {payload.get('aud')!r} came to {self.audience!r}.")
         if payload.get("v") != VERSION:
@@ -109,11 +109,17 @@ class Signing:
                 f"The token has version {payload.get('v')!r}; this code reads {VERSION}. "
                 "Is an older or newer release running beside this one?"
             )
-        _check_age(payload, now, max_age)
-        return _envelope(payload), payload["iat"]
+        try:
+            _check_age(payload, now, max_age)
+            return _envelope(payload), float(payload["iat"])
+        except (LookupError, TypeError, ValueError, RecursionError) as error:
+            raise TokenError("The token is signed but says nothing that makes sense.") from error
 
     def sign_verdict(self, token: bytes, verdict: Verdict) -> str:
-        """Return ``verdict`` about ``token``, and no other, as one line of ASCII."""
+        """Return ``verdict`` about ``token``, and no other, as one line of ASCII.
+
+        It is signed with the token's own key, which its sender knows; the newest it may not yet.
+        """
         body: dict[str, Any] = {"outcome": verdict.outcome, "of": _digest(token)}
         if verdict.error is not None:
             body["error"] = verdict.error[:ERROR_LENGTH]
@@ -121,13 +127,17 @@ class Signing:
             body["after"] = verdict.after
         if verdict.place is not None:
             body["at"] = verdict.place
-        return self._signer(b"verdict").sign(_json(body)).decode("ascii")
+        secrets = _secrets(self._app)
+        own = next((s for s in reversed(secrets) if _signer((s,), _TOKEN).validate(token)), None)
+        signer = _signer((own,) if own is not None else secrets, _VERDICT)
+        return signer.sign(_json(body)).decode("ascii")
 
     def verify_verdict(self, token: bytes, text: str) -> Verdict | None:
         """Return the verdict in ``text``, or None if the endpoint did not give it on ``token``."""
         try:
-            body = json.loads(self._unsign(b"verdict", text.encode("latin-1")))
-        except TokenError:
+            signer = _signer(_secrets(self._app), _VERDICT)
+            body = json.loads(_unsign(signer, text.encode("latin-1")))
+        except (TokenError, UnicodeEncodeError):
             return None
         if body["of"] != _digest(token):
             return None
@@ -135,24 +145,58 @@ class Signing:
             Outcome(body["outcome"]), body.get("error"), body.get("after"), body.get("at")
         )
 
-    def _signer(self, purpose: bytes) -> Signer:
-        fallbacks = self._app.config.get("SECRET_KEY_FALLBACKS") or ()
-        return _signer((*fallbacks, self._app.secret_key), b"async_hooks." + purpose)
 
-    def _unsign(self, purpose: bytes, signed: bytes) -> bytes:
-        try:
-            payload = self._signer(purpose).unsign(signed)
-        except BadSignature:
-            raise TokenError("The signature does not match. Do both sides share a key?") from None
-        signature = signed[len(payload) + 1 :]
-        if base64_encode(base64_decode(signature)) != signature:
-            # Base64 has several spellings for the same bytes; only the one that was signed counts.
-            raise TokenError("The signature is not written as it was signed.")
-        return payload
+def _secrets(app: Flask) -> tuple[str | bytes, ...]:
+    """Return the app's keys, oldest first, the one that signs last.
+
+    :raises ConfigError: if one is empty: everybody knows that.
+    """
+    if not app.secret_key:
+        raise ConfigError(
+            "'SECRET_KEY' is not set, so nothing can be signed. Set it to a random value, e.g. "
+            f"from: {_RANDOM}"
+        )
+    fallbacks = app.config.get("SECRET_KEY_FALLBACKS") or ()
+    if isinstance(fallbacks, (str, bytes)) or not all(
+        isinstance(key, (str, bytes)) and key for key in fallbacks
+    ):
+        raise ConfigError(
+            "expected 'SECRET_KEY_FALLBACKS' to be a list of former keys, none of them empty. "
+            "Take it out, or name the keys one by one."
+        )
+    return (*fallbacks, app.secret_key)
+
+
+def _unsign(signer: Signer, signed: bytes) -> bytes:
+    try:
+        payload = signer.unsign(signed)
+    except BadSignature:
+        raise TokenError("The signature does not match. Do both sides share a key?") from None
+    signature = signed[len(payload) + 1 :]
+    if base64_encode(base64_decode(signature)) != signature:
+        # Base64 has several spellings for the same bytes; only the one that was signed counts.
+        raise TokenError("The signature is not written as it was signed.")
+    return payload
+
+
+def _parsed(text: bytes) -> dict[str, Any]:
+    """Return the JSON object in ``text``, which knew the key but may still be nonsense."""
+    try:
+        payload = json.loads(text, parse_constant=_no_number)
+    except (ValueError, RecursionError) as error:
+        raise TokenError("The token is signed but is not JSON.") from error
+    if not isinstance(payload, dict):
+        raise TokenError("The token is signed but is not a JSON object.")
+    return payload
+
+
+def _no_number(name: str) -> Any:
+    raise ValueError(f"{name} is no number")
 
 
 def _is_weak(key: str | bytes) -> bool:
-    return len(key) < 16 or want_bytes(key).lower() in _WELL_KNOWN
+    key = want_bytes(key)
+    return len(key) < 16 or key.lower() in _WELL_KNOWN
 
 
 @lru_cache(maxsize=32)

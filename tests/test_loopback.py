@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import ssl
 import threading
@@ -17,7 +18,7 @@ from requests import auth as requests_auth
 
 from async_hooks import TransportError
 from async_hooks.envelope import Envelope
-from async_hooks.errors import AddressUnknown
+from async_hooks.errors import AddressUnknown, ConnectionBroken, NotConsumed
 from async_hooks.receivers import timeout_of
 from async_hooks.state import state_of
 from async_hooks.transports.address import Address
@@ -119,7 +120,8 @@ def answering(with_verdict: Loopback) -> Reply:
     def reply(request: bytes) -> bytes:
         token = request.partition(b"\r\n\r\n")[2]
         text = signing.sign_verdict(token, DONE)
-        return f"HTTP/1.1 204 No Content\r\nAsync-Hooks-Verdict: {text}\r\n\r\n".encode()
+        head = f"HTTP/1.1 204 No Content\r\nAsync-Hooks-Verdict: {text}\r\n"
+        return f"{head}Connection: keep-alive\r\n\r\n".encode()
 
     return reply
 
@@ -479,3 +481,95 @@ def test_the_only_receivers_timeout_is_the_tasks(action: str) -> None:
     make_task(hooks, action, name="t", timeout=60)
     hooks.receiver(action, timeout=90)(lambda sender: None)
     assert timeout_of(state_of(app), Envelope(id="1", task="t", body="{}")) == 90
+
+
+def own(server: Server, **config: Any) -> Loopback:
+    """Return a loopback to a server that is this process's own."""
+    transport = loopback(server.url, **config)
+    transport._address.is_own = True
+    return transport
+
+
+def test_what_breaks_before_it_was_begun_is_safe_to_send_again(serve: Serve) -> None:
+    with pytest.raises(NotConsumed, match="broke before a verdict came"):
+        own(serve(lambda request: b"")).send(E)
+
+
+def test_what_breaks_after_it_was_begun_is_not(serve: Serve) -> None:
+    server = serve(lambda request: b"")
+    transport = own(server)
+    consumed = state_of(transport._app).consumed
+
+    def begin_and_die(request: bytes) -> bytes:
+        token = request.partition(b"\r\n\r\n")[2]
+        consumed.take(token, json.loads(token.rpartition(b".")[0])["iat"])
+        return b""
+
+    server.reply = begin_and_die
+    with pytest.raises(ConnectionBroken):
+        transport.send(E)
+
+
+@pytest.mark.parametrize("auth", [None, requests_auth.HTTPBasicAuth("a", "b")])
+def test_a_recall_takes_back_what_was_not_begun(serve: Serve, auth: Any) -> None:
+    posted, go_on = threading.Event(), threading.Event()
+
+    def never(request: bytes) -> bytes:
+        posted.set()
+        go_on.wait(20)
+        return b""
+
+    transport = own(serve(never), ASYNC_HOOKS_AUTH=auth)
+    raised: list[BaseException] = []
+
+    def send() -> None:
+        try:
+            transport.send(E)
+        except TransportError as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    assert posted.wait(20)
+    transport.recall()
+    thread.join(20)
+    assert not thread.is_alive()
+    go_on.set()
+    assert [type(error) for error in raised] == [NotConsumed]
+    with pytest.raises(NotConsumed):
+        transport.send(E)
+
+
+def test_a_recall_leaves_what_has_begun(serve: Serve) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+    server = serve(lambda request: b"")
+    transport = own(server)
+    done = answering(transport)
+    consumed = state_of(transport._app).consumed
+
+    def run(request: bytes) -> bytes:
+        token = request.partition(b"\r\n\r\n")[2]
+        consumed.take(token, json.loads(token.rpartition(b".")[0])["iat"])
+        begun.set()
+        go_on.wait(20)
+        return done(request)
+
+    server.reply = run
+    verdicts: list[Verdict] = []
+    thread = threading.Thread(target=lambda: verdicts.append(transport.send(E)))
+    thread.start()
+    assert begun.wait(20)
+    transport.recall()
+    go_on.set()
+    thread.join(20)
+    assert verdicts == [DONE]
+
+
+def test_a_server_that_does_not_say_keep_alive_is_not_believed_to(serve: Serve) -> None:
+    server = serve(lambda request: b"")
+    transport = loopback(server.url)
+    keeping = answering(transport)
+    server.reply = lambda request: keeping(request).replace(b"Connection: keep-alive\r\n", b"")
+    for _ in range(3):
+        transport.send(E)
+    assert server.connections == 3

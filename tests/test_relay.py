@@ -68,6 +68,7 @@ def make_relay(
         transport,
         fallback=fallback,
         in_process=in_process or fallback or Scripted(DONE),
+        recall=lambda: None,
     )
     made.append(relay)
     return relay

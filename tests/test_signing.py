@@ -9,7 +9,7 @@ from itsdangerous import URLSafeTimedSerializer
 
 from async_hooks import TokenError, TokenExpired
 from async_hooks.envelope import Envelope, Origin
-from async_hooks.signing import Signing, WrongVersion
+from async_hooks.signing import _TOKEN, Signing, WrongVersion, _signer
 from async_hooks.verdict import Outcome, Verdict
 
 NOW = 1_790_000_000.0
@@ -63,7 +63,7 @@ def test_optional_parts_may_be_missing() -> None:
 
 
 def test_the_version_stands_inside_the_signature() -> None:
-    newer = signing()._signer(b"token").sign(TOKEN.rpartition(b".")[0].replace(b'"v":1', b'"v":2'))
+    newer = _signer((KEY,), _TOKEN).sign(TOKEN.rpartition(b".")[0].replace(b'"v":1', b'"v":2'))
     with pytest.raises(WrongVersion, match="version 2; this code reads 1"):
         verify(newer, signing())
 

@@ -34,6 +34,10 @@ class Client(Protocol):
         """
         ...
 
+    def cut(self) -> None:
+        """Break off what another thread posts, for good; it gets a TransportError."""
+        ...
+
 
 def unreachable(url: str, error: Exception) -> Unreachable:
     return Unreachable(f"{url!r} can't be reached ({reason(error)}). Does the app listen there?")

@@ -5,10 +5,11 @@ from __future__ import annotations
 import socket
 import time
 from base64 import b64encode
+from contextlib import suppress
 from urllib.parse import unquote, urlsplit
 
 from ..config import Config
-from ..errors import TransportError
+from ..errors import ConnectionBroken, TransportError
 from ..signing import CONTENT_TYPE
 from .client import CONNECT_TIMEOUT, IDLE, Answer, broken, reason, timed_out, unreachable
 
@@ -36,6 +37,14 @@ class LeanClient:
         self._socket: socket.socket | None = None
         self._used_at = 0.0
         self._posts = 0
+        self._is_cut = False
+
+    def cut(self) -> None:
+        self._is_cut = True
+        connection = self._socket
+        if connection is not None:
+            with suppress(OSError):  # It is not connected yet, or no longer.
+                connection.shutdown(socket.SHUT_RDWR)
 
     def post(self, body: bytes, timeout: float) -> Answer:
         deadline = time.monotonic() + timeout
@@ -62,17 +71,22 @@ class LeanClient:
         try:
             connection = kept or self._connect(deadline)
             connection.settimeout(max(0.001, deadline - time.monotonic()))
+            if self._is_cut:
+                raise ConnectionAbortedError("cut")
             sent = connection.send(request)
         except OSError as error:
             self._drop()
-            if kept is not None:  # The server closed it under us; nothing of this POST went out.
+            if (
+                kept is not None and not self._is_cut
+            ):  # The server closed it under us; nothing of this POST went out.
                 return self._send(request, deadline)
             raise unreachable(self._url, error) from error
         try:
-            connection.sendall(request[sent:])
+            if sent < len(request):  # Even sending nothing fails where the server has closed.
+                connection.sendall(request[sent:])
         except OSError as error:
             self._drop()
-            raise TransportError(
+            raise ConnectionBroken(
                 f"{self._url!r} did not take the whole token ({reason(error)}). "
                 "Does it limit the size of requests?"
             ) from error
@@ -138,13 +152,14 @@ def _receive(connection: socket.socket, deadline: float) -> tuple[Answer, bool]:
             raise ConnectionResetError("closed without an answer")
         received += chunk
     head, _, rest = received.partition(b"\r\n\r\n")
-    answer, version = _parse(head.decode("latin-1"))
+    answer = _parse(head.decode("latin-1"))
     bodiless = answer.status == 204 or answer.headers.get("content-length") == "0"
-    keeps = version == "HTTP/1.1" and answer.headers.get("connection", "").lower() != "close"
+    # HTTP/1.1 keeps a connection by default; uWSGI closes it all the same, and does not say so.
+    keeps = answer.headers.get("connection", "").lower() == "keep-alive"
     return answer, bodiless and keeps and not rest
 
 
-def _parse(head: str) -> tuple[Answer, str]:
+def _parse(head: str) -> Answer:
     status_line, *lines = head.split("\r\n")
     version, _, rest = status_line.partition(" ")
     code = rest[:3]
@@ -154,7 +169,7 @@ def _parse(head: str) -> tuple[Answer, str]:
     for line in lines:
         name, _, value = line.partition(":")
         headers[name.strip().lower()] = value.strip()
-    return Answer(int(code), headers), version
+    return Answer(int(code), headers)
 
 
 def _is_silent(connection: socket.socket) -> bool:

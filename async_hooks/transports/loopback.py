@@ -21,6 +21,7 @@ from ..errors import (
     Unreachable,
 )
 from ..executor import PING
+from ..processes import PerProcess
 from ..receivers import timeout_of
 from ..signing import VERDICT_HEADER
 from ..state import state_of
@@ -43,6 +44,7 @@ class Loopback:
         self._config = config
         self._address = address
         self._threads = threading.local()
+        self._posts = PerProcess(_Posts)
         self._shares_record = False
 
     def send(self, envelope: Envelope) -> Verdict:
@@ -65,40 +67,61 @@ class Loopback:
         ping = Envelope(id=new_id(), task=PING, body="{}", origin=origin(self._app))
         return self._post(url, ping, PING_TIMEOUT)
 
+    def recall(self) -> None:
+        """Take back what is posted and not begun: a server that ends may never read it.
+
+        From now on nothing is posted by this process, and ``send`` raises NotConsumed.
+        """
+        posts = self._posts.get()
+        posts.is_ending = True
+        for post in list(posts.under_way.values()):
+            if self._withdraw(post):
+                post.client.cut()
+
     def _post(self, url: str, envelope: Envelope, timeout: float) -> Verdict:
         state = state_of(self._app)
         now = round(time.time(), 6)
-        token = state.signing.sign(envelope, now=now)
+        post = _Post(state.signing.sign(envelope, now=now), now, self._client(url))
+        posts, me = self._posts.get(), threading.get_ident()
+        posts.under_way[me] = post
         try:
-            answer = self._client(url).post(token, timeout)
-        except Unreachable as error:
-            if self._address.is_own:
+            if posts.is_ending:
+                raise NotConsumed("The process ends.")
+            answer = post.client.post(post.token, timeout)
+        except TransportError as error:
+            if self._never_began(post, error):
                 raise NotConsumed(str(error)) from error
             raise
-        except ConnectionBroken as error:
-            self._withdraw(token, now, error)
-            raise
+        finally:
+            del posts.under_way[me]
+        if post.is_withdrawn:
+            raise NotConsumed("It was taken back while the process ended.")
         text = answer.headers.get(VERDICT_HEADER.lower())
-        verdict = state.signing.verify_verdict(token, text) if text is not None else None
+        verdict = state.signing.verify_verdict(post.token, text) if text is not None else None
         if verdict is None:
             raise stranger(url, answer)
         self._shares_record = verdict.place is not None and verdict.place == state.consumed.place
         return verdict
 
-    def _withdraw(self, token: bytes, issued_at: float, error: ConnectionBroken) -> None:
-        """Consume what a broken connection left behind, unless the endpoint has.
+    def _never_began(self, post: _Post, error: TransportError) -> bool:
+        if isinstance(error, Unreachable) and self._address.is_own:
+            return True
+        if isinstance(error, ConnectionBroken):
+            return self._withdraw(post)
+        return post.is_withdrawn
+
+    def _withdraw(self, post: _Post) -> bool:
+        """Consume ``post`` unless the endpoint has; return whether it now never will.
 
         That tells only where both look into the same record: where this process's own server
         listens, or where the last verdict said so.
-
-        :raises NotConsumed: if the endpoint had not begun. Now it never will.
         """
         consumed = state_of(self._app).consumed
-        if not (self._shares_record or (self._address.is_own and consumed.place is not None)):
-            return
-        with suppress(TokenReplayed):
-            consumed.take(token, issued_at)
-            raise NotConsumed(str(error)) from error
+        with post.lock:
+            if not post.is_withdrawn and (self._shares_record or self._address.is_own):
+                with suppress(TokenReplayed):
+                    post.is_withdrawn = consumed.take(post.token, post.issued_at)
+            return post.is_withdrawn
 
     def _confirm(self) -> str:
         """Return the guessed address, once our own endpoint has answered a ping from there."""
@@ -122,6 +145,25 @@ class Loopback:
         client = client_for(f"{url}{self._config.url_prefix}/run", self._config)
         self._threads.client = (url, client)
         return client
+
+
+class _Post:
+    """One POST under way. The lock is for who withdraws it: its own thread, or who recalls."""
+
+    def __init__(self, token: bytes, issued_at: float, client: Client) -> None:
+        self.token = token
+        self.issued_at = issued_at
+        self.client = client
+        self.lock = threading.Lock()
+        self.is_withdrawn = False
+
+
+class _Posts:
+    """What one process has under way, by thread."""
+
+    def __init__(self) -> None:
+        self.under_way: dict[int, _Post] = {}
+        self.is_ending = False
 
 
 def client_for(url: str, config: Config) -> Client:

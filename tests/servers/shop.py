@@ -1,6 +1,7 @@
 """The app that the server tests start: it launches, and notes in a ledger what runs where.
 
 ``LEDGER`` names a file; each line is JSON. A receiver waits while the file ``HOLD`` exists.
+A visit launches one task, an order three, a split one with three receivers.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 
 import blinker
 import flask
-from flask import Flask, current_app, request
+from flask import Flask, Response, current_app, request
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 from werkzeug.middleware.proxy_fix import ProxyFix
 
@@ -72,6 +73,29 @@ for name in ("one", "two", "three"):
     part(name)
 
 
+class Order(AsyncTask):
+    action = "ordered"
+
+    def prepare_data(self, sender: Any, /, *, number: int) -> dict[str, Any]:
+        return {"number": number}
+
+
+for name in ("pack", "bill", "thank"):
+    hooks.register(type(name.title(), (Order,), {"name": name, "__module__": __name__}))
+
+
+@hooks.receiver("ordered", name="clerk")
+def clerk(sender: Flask, *, number: int) -> None:
+    facts = {"order": number, "task": current_envelope.task, "id": current_envelope.id}
+    # A run in process has the environ that the library made, which names no server.
+    served = "SERVER_SOFTWARE" in request.environ or "uwsgi.version" in request.environ
+    url = flask.url_for("order", number=number, _external=True)
+    note(**facts, method=request.method, path=request.path, served=served, url=url)
+    while HOLD.exists():
+        time.sleep(0.01)
+    note(filled=number, id=current_envelope.id)
+
+
 @task_failed.connect
 def failed(sender: Flask, *, envelope: Any, exception: BaseException) -> None:
     note(failed=envelope.id, error=str(exception))
@@ -87,12 +111,24 @@ def split(number: int) -> str:
     return f"{os.getpid()}"
 
 
+def order(number: int) -> list[Any]:
+    """Answer with the ids of what was launched."""
+    return [launched for _, launched in blinker.signal("ordered").send(current_app, number=number)]
+
+
+def stream(number: int) -> Response:
+    launched = order(number)
+    return Response(f"{part}\n" for part in launched)
+
+
 def create_app(**config: Any) -> Flask:
     app = Flask(__name__)
     app.config.update(SECRET_KEY="a key for tests, thirty-two bytes or more", **config)
     app.config.from_prefixed_env("SITE")
     app.add_url_rule("/visit/<int:number>", view_func=visit)
     app.add_url_rule("/split/<int:number>", view_func=split)
+    app.add_url_rule("/order/<int:number>", view_func=order)
+    app.add_url_rule("/stream/<int:number>", view_func=stream)
     app.add_url_rule("/", "up", lambda: "up")
     hooks.init_app(app)
     return app
