@@ -76,9 +76,8 @@ class LeanClient:
             sent = connection.send(request)
         except OSError as error:
             self._drop()
-            if (
-                kept is not None and not self._is_cut
-            ):  # The server closed it under us; nothing of this POST went out.
+            if kept is not None and not self._is_cut:
+                # The server closed it under us; nothing of this POST went out.
                 return self._send(request, deadline)
             raise unreachable(self._url, error) from error
         try:

@@ -57,7 +57,9 @@ class Site:
     @property
     def ledger(self) -> list[dict[str, Any]]:
         path = self.folder / "ledger"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        # What comes after the last line break is being written.
+        lines = path.read_text().split("\n")[:-1] if path.exists() else []
+        return [json.loads(line) for line in lines]
 
     def notes(self, key: str) -> list[dict[str, Any]]:
         """The ledger's lines that have ``key``."""
