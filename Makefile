@@ -4,7 +4,7 @@ PORT ?= 8000
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-minimum lint format coverage benchmark wheel clean
+.PHONY: demo test test-minimum lint format coverage benchmark hammer wheel clean
 
 demo: $(VENV)/example
 	@PORT=$(PORT) $(BIN)/python -m example_site
@@ -34,6 +34,10 @@ coverage: $(VENV)/lint
 
 benchmark: $(VENV)/benchmarks
 	$(BIN)/python -m benchmarks.trigger $(ARGS)
+
+# How visitors fare while strangers hammer at the endpoint, or at a page that does not exist.
+hammer: $(VENV)/test
+	PYTHONPATH=tests:tests/servers:tests/attacks $(BIN)/python -m hammer $(ARGS)
 
 wheel: $(VENV)/lint
 	$(BIN)/python -m build

@@ -69,11 +69,9 @@ class Context:
 
     def visitor(self, app: Flask) -> Any:
         """Return who is visiting, as JSON can carry it; None if anonymous or not in a request."""
-        if request_of(app) is None:
+        if not self.knows_visitors(app) or request_of(app) is None:
             return None
-        if self._identity is not None:
-            return self._identity[0]()
-        return _flask_login_visitor(app) if hasattr(app, "login_manager") else None
+        return self._identity[0]() if self._identity is not None else _flask_login_visitor(app)
 
     def restore_visitor(self, app: Flask, user: Any) -> None:
         """Make this request ``user``'s. Who it is then, :meth:`visitor` tells."""

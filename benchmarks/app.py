@@ -19,7 +19,7 @@ HandOver = Callable[[Lead], object]
 def create_app(system: str) -> Flask:
     """Return an app whose ``/trigger`` hands over by the module ``benchmarks.systems.<system>``."""
     app = Flask(__name__)
-    app.secret_key = "not a secret"
+    app.secret_key = "not a secret, but as long as one"
     hand_over: HandOver = import_module(f"benchmarks.systems.{system}").connect(app)
 
     @app.get("/trigger/<int:first>/<int:count>")

@@ -52,7 +52,7 @@ def test_the_configuration_table_is_the_configuration() -> None:
 def test_every_signal_and_file_it_names_exists() -> None:
     for name in re.findall(r"`(task_\w+)`", README):
         assert hasattr(async_hooks.signals, name), name
-    for path in re.findall(r"\]\((?!http)([^)]+)\)", README):
+    for path in set(re.findall(r"\]\((?!http)([^)]+)\)", README)):
         assert (ROOT / path).exists(), path
     for path in re.findall(r"`((?:tests|example_site)/[\w/.]+)`", README):
         assert (ROOT / path).exists(), path
