@@ -573,3 +573,34 @@ def test_a_server_that_does_not_say_keep_alive_is_not_believed_to(serve: Serve) 
     for _ in range(3):
         transport.send(E)
     assert server.connections == 3
+
+
+def test_an_answer_that_overtakes_the_note_of_a_withdrawal_is_understood(serve: Serve) -> None:
+    server = serve(lambda request: b"")
+    transport = own(server)
+    consumed = state_of(transport._app).consumed
+    signing = state_of(transport._app).signing
+    taken, answered = threading.Event(), threading.Event()
+    take = consumed.take
+
+    def slow_take(token: bytes, issued_at: float) -> bool:
+        shared = take(token, issued_at)
+        taken.set()
+        answered.wait(20)
+        return shared
+
+    def replayed(request: bytes) -> bytes:
+        recalling.start()
+        assert taken.wait(20)
+        token = request.partition(b"\r\n\r\n")[2]
+        text = signing.sign_verdict(token, Verdict(Outcome.REPLAYED, "used before"))
+        threading.Timer(0.05, answered.set).start()
+        return f"HTTP/1.1 409 Conflict\r\nAsync-Hooks-Verdict: {text}\r\n\r\n".encode()
+
+    recalling = threading.Thread(target=transport.recall)
+    server.reply = replayed
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(consumed, "take", slow_take)
+        with pytest.raises(NotConsumed):
+            transport.send(E)
+    recalling.join(20)

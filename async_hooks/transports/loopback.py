@@ -94,7 +94,7 @@ class Loopback:
             raise
         finally:
             del posts.under_way[me]
-        if post.is_withdrawn:
+        if post.was_withdrawn():
             raise NotConsumed("It was taken back while the process ended.")
         text = answer.headers.get(VERDICT_HEADER.lower())
         verdict = state.signing.verify_verdict(post.token, text) if text is not None else None
@@ -108,7 +108,7 @@ class Loopback:
             return True
         if isinstance(error, ConnectionBroken):
             return self._withdraw(post)
-        return post.is_withdrawn
+        return post.was_withdrawn()
 
     def _withdraw(self, post: _Post) -> bool:
         """Consume ``post`` unless the endpoint has; return whether it now never will.
@@ -156,6 +156,11 @@ class _Post:
         self.client = client
         self.lock = threading.Lock()
         self.is_withdrawn = False
+
+    def was_withdrawn(self) -> bool:
+        # The endpoint can answer that it was, before who withdraws it has come to note it here.
+        with self.lock:
+            return self.is_withdrawn
 
 
 class _Posts:
