@@ -12,10 +12,10 @@ from running import answers, free_port, running
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("threads", ["--with-threads", "--without-threads"])
-def test_flask_run_delivers(tmp_path: Path, threads: str) -> None:
+@pytest.mark.parametrize("option", ["--with-threads", "--without-threads", "--debug"])
+def test_flask_run_delivers(tmp_path: Path, option: str) -> None:
     port = free_port()
-    command = [sys.executable, "-m", "flask", "--app", "shop:app", "run", threads]
+    command = [sys.executable, "-m", "flask", "--app", "shop:app", "run", option]
     with running(
         tmp_path,
         [*command, "--port", str(port)],
@@ -28,19 +28,6 @@ def test_flask_run_delivers(tmp_path: Path, threads: str) -> None:
         assert sorted(line["done"] for line in done) == list(range(10))
         assert site.notes("failed") == []
         assert site.log.count("POST /async-hooks/run") >= 9
-
-
-def test_in_debug_mode_with_a_raising_receiver_it_goes_on(tmp_path: Path) -> None:
-    port = free_port()
-    command = [sys.executable, "-m", "flask", "--app", "shop:app", "run", "--debug"]
-    with running(
-        tmp_path,
-        [*command, "--port", str(port)],
-        lambda: answers(("127.0.0.1", port)),
-        SITE_ASYNC_HOOKS_FALLBACK="null",
-    ) as site:
-        requests.get(f"http://127.0.0.1:{port}/visit/1", timeout=30)
-        site.wait_for("done", 1)
 
 
 def test_a_command_delivers_before_it_ends(tmp_path: Path) -> None:
