@@ -16,7 +16,8 @@ import queue
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from multiprocessing.util import Finalize
 from random import uniform
 
@@ -74,7 +75,7 @@ class Relay:
             self._overflow(envelope, "No thread could be started. Is there a limit on threads?")
         elif crew.queue.qsize() < self._config.queue_size:
             crew.queue.put(envelope)
-            if crew.stopping.is_set():  # The threads may have left already.
+            if crew.has_left.is_set():
                 self._run_left(crew)
         else:
             self._overflow(
@@ -96,8 +97,12 @@ class Relay:
             crew.queue.put(None)
         for thread in crew.threads:
             thread.join(max(0.0, deadline - time.monotonic()))
+        # What is put from now on, its own thread runs; what was put before, this one.
+        crew.has_left.set()
         if time.monotonic() < deadline:
             self._run_left(crew)
+        while crew.running and time.monotonic() < deadline:
+            time.sleep(0.01)
         for envelope in _left(crew.queue):
             self._fail(envelope, NotTaken(_too_late("waiting", grace)))
         for envelope in list(crew.running.values()):
@@ -120,16 +125,27 @@ class Relay:
         return bool(crew.threads)
 
     def _work(self, crew: _Crew) -> None:
-        me = threading.get_ident()
         while (envelope := crew.queue.get()) is not None:
-            crew.running[me] = envelope
-            try:
+            with self._guarded(envelope):
                 self._deliver(envelope, crew)
-            except BaseException as error:  # A bug of ours, or worse: this thread must go on.
-                logger.exception("The relay failed on envelope %s.", envelope.id)
-                self._fail(envelope, TransportError(f"{type(error).__name__}: {error}"))
-            finally:
-                del crew.running[me]
+
+    @contextmanager
+    def _guarded(self, envelope: Envelope) -> Iterator[None]:
+        """Let nothing out of the block, whatever it is: it is this envelope's failure.
+
+        While the block runs, a stop knows that the envelope is on its way.
+        """
+        running, key = self._crew.get().running, object()
+        running[key] = envelope
+        try:
+            yield
+        except KeyboardInterrupt:  # Somebody is tired of waiting for the end.
+            raise
+        except BaseException as error:
+            logger.exception("The relay failed on envelope %s.", envelope.id)
+            self._fail(envelope, TransportError(f"{type(error).__name__}: {error}"))
+        finally:
+            del running[key]
 
     def _deliver(self, envelope: Envelope, crew: _Crew) -> None:
         try:
@@ -149,11 +165,8 @@ class Relay:
 
     def _run_here(self, envelope: Envelope, transport: Transport) -> None:
         """Carry ``envelope`` in a thread that is not ours, and so must not see what goes wrong."""
-        try:
+        with self._guarded(envelope):
             settle(self._app, envelope, transport.send(envelope))
-        except Exception as error:
-            logger.exception("The relay failed on envelope %s.", envelope.id)
-            self._fail(envelope, TransportError(f"{type(error).__name__}: {error}"))
 
     def _carry(self, envelope: Envelope, crew: _Crew) -> Verdict | None:
         """Send until the verdict is final, for no longer than a token lives."""
@@ -231,9 +244,10 @@ class _Crew:
         # Looked up late, so that gevent's patch counts.
         self.queue: queue.SimpleQueue[Envelope | None] = queue.SimpleQueue()
         self.threads: list[threading.Thread] = []
-        self.running: dict[int, Envelope] = {}
+        self.running: dict[object, Envelope] = {}
         self.lock = threading.Lock()
         self.stopping = threading.Event()
+        self.has_left = threading.Event()
 
 
 def _too_late(doing: str, grace: float) -> str:

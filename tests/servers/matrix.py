@@ -164,6 +164,8 @@ SERVERS = [
         command=_flask_run("--with-threads"),
         package="flask",
         stop=signal.SIGINT,
+        # Ctrl-C in the instant that a run's thread is started closes its connection under it.
+        broken_off=1,
         arrived=_WERKZEUG_ARRIVED,
     ),
     Server(
