@@ -31,24 +31,22 @@ class _Wrong(ValueError):
         self.secret = secret
 
 
-def seconds(value: Any) -> float:
+def seconds(value: Any, *, or_none_at_all: bool = False) -> float:
     """Return a positive time, given in seconds or as a timedelta, in seconds.
 
     :raises ValueError: saying what was expected.
     """
     if isinstance(value, timedelta):
         value = value.total_seconds()
-    if _is_number(value) and value > 0:
+    if _is_number(value) and (value > 0 or (value == 0 and or_none_at_all)):
         return float(value)
-    raise _Wrong("a positive number of seconds")
+    raise _Wrong(
+        "a number of seconds, 0 or more" if or_none_at_all else "a positive number of seconds"
+    )
 
 
 def _grace(value: Any) -> float:
-    if isinstance(value, timedelta):
-        value = value.total_seconds()
-    if _is_number(value) and value >= 0:
-        return float(value)
-    raise _Wrong("a number of seconds, 0 or more")
+    return seconds(value, or_none_at_all=True)
 
 
 def _count(value: Any) -> int:
@@ -85,6 +83,27 @@ def _fallback(value: Any) -> str | None:
     if value is None or value == "in_process":
         return value  # type: ignore[no-any-return]
     raise _Wrong("'in_process' or None")
+
+
+def _outbox(value: Any) -> str | None:
+    if value is None or (isinstance(value, str) and (value == "app" or "://" in value)):
+        return value
+    raise _Wrong("an SQLAlchemy URL such as 'sqlite:///async_hooks.db', or 'app'", secret=True)
+
+
+def _flag(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    raise _Wrong("True or False")
+
+
+def _one_of(*values: Any) -> Callable[[Any], Any]:
+    def parse(value: Any) -> Any:
+        if value in values:
+            return value
+        raise _Wrong(" or ".join(repr(known) for known in values))
+
+    return parse
 
 
 def _verify(value: Any) -> bool | str:
@@ -164,6 +183,22 @@ class Config:
     max_depth: int = _key(10, _count)
     #: What a launch may lead to: the envelopes that its run launches, and theirs, and so on.
     max_launches: int = _key(10_000, _count)
+    #: Where deliveries wait: a database's URL, or 'app' for the app's own; None: in memory.
+    outbox: str | None = _key(None, _outbox)
+    #: What a launch does while that database is down: fail, or go by 'loopback', unkept.
+    outbox_down: str | None = _key(None, _one_of(None, "loopback"))
+    #: Whether web processes run a relay; if not, only workers do.
+    relay: bool = _key(True, _flag)
+    #: Attempts that a receiver may fail before its delivery is discarded.
+    max_attempts: int = _key(5, _count)
+    #: Processes that a delivery may take with it before it is discarded.
+    max_crashes: int = _key(3, _count)
+    #: After so many silent seconds a process is taken for dead, where nothing shows it sooner.
+    lease: float = _key(15.0, seconds)
+    #: How long finished deliveries are kept.
+    keep: float = _key(7 * 24 * 3600.0, seconds)
+    #: SQLite's: NORMAL survives the death of processes, FULL a power cut as well.
+    sqlite_synchronous: str = _key("NORMAL", _one_of("NORMAL", "FULL"))
     #: TLS trust of the loopback: True, False or a CA bundle's path.
     verify: bool | str = _key(True, _verify)
     #: Extra headers of the loopback.

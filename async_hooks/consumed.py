@@ -16,15 +16,13 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import stat
 import sys
-import tempfile
 import threading
-from contextlib import suppress
 from pathlib import Path
 
 from .errors import TokenReplayed
 from .processes import PerProcess
+from .shared_folder import place_of, shared_folder
 
 if sys.platform != "win32":
     import fcntl
@@ -101,8 +99,8 @@ class _Record:
 
     def _open(self) -> None:
         try:
-            self._folder = _private_folder(self._name)
-            self.place = _place(self._folder) if self._folder is not None else None
+            self._folder = shared_folder(self._name)
+            self.place = place_of(self._folder) if self._folder is not None else None
         except OSError as error:
             self._stop_sharing(error)
 
@@ -159,35 +157,6 @@ class _Span:
             if whole < len(news):  # A full disk cut the last record short.
                 os.ftruncate(file, self._read)
                 return
-
-
-def _private_folder(name: str) -> Path | None:
-    """Return the folder of the app ``name``, which only this user can enter.
-
-    :raises OSError: where there can't be one.
-    """
-    if sys.platform == "win32":  # It has no flock; each process keeps a record of its own.
-        return None
-    home = Path(tempfile.gettempdir()) / f"async_hooks-{os.geteuid()}"
-    folder = home / hashlib.sha256(name.encode()).hexdigest()[:_SIZE]
-    for path in (home, folder):
-        path.mkdir(mode=0o700, exist_ok=True)
-        found = path.lstat()
-        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
-            raise PermissionError(f"{str(path)!r} is not a folder of this user's alone")
-    return folder
-
-
-def _place(folder: Path) -> str:
-    """Return what names this folder, and no other on any machine."""
-    path = folder / "place"
-    if not path.exists():
-        draft = folder / f"place-{os.urandom(8).hex()}"
-        draft.write_text(os.urandom(16).hex())
-        with suppress(FileExistsError):  # Of several at once, the first one's counts.
-            os.link(draft, path)
-        draft.unlink()
-    return path.read_text()
 
 
 def _remove_before(folder: Path, oldest: int) -> None:

@@ -15,6 +15,7 @@ from flask.ctx import RequestContext
 from flask.globals import request_ctx
 from werkzeug.local import LocalProxy
 
+from .delivery import Addition
 from .envelope import Envelope, Origin
 from .errors import ConfigError
 from .snapshot import snapshot
@@ -25,6 +26,7 @@ class RunningTask(Protocol):
 
     envelope: Envelope
     launching: bool
+    additions: list[Addition]
 
     def send(self, task: type[Any], kwargs: Mapping[str, Any]) -> list[Any]: ...
 

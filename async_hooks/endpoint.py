@@ -20,7 +20,7 @@ from flask import Flask
 from .config import Config
 from .context import current_run
 from .errors import TokenError, TokenExpired, TokenReplayed
-from .executor import RUN, Run
+from .executor import RUN, Run, begin
 from .signals import emit, task_failed, task_rejected, tell
 from .signing import CONTENT_TYPE, VERDICT_HEADER, WrongVersion
 from .state import State, state_of
@@ -70,7 +70,7 @@ class Endpoint:
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         run: Run | None = environ.get(RUN)
         if run is not None:
-            self._serve(run, environ)
+            run.verdict = begin(run) or self._serve(run, environ)
             return _answer(start_response, 204)
         self._notice(environ)
         if environ.get("PATH_INFO") != self._path:
@@ -116,12 +116,20 @@ class Endpoint:
                 Outcome.BUSY, "As many envelopes run as 'ASYNC_HOOKS_CONCURRENCY' allows."
             )
         try:
-            run.state.consumed.take(token, issued_at)
-            return self._serve(run, environ)
-        except TokenReplayed as error:
-            return Verdict(Outcome.REPLAYED, str(error))
+            refusal = self._refusal(run, token, issued_at)
+            return refusal if refusal is not None else self._serve(run, environ)
         finally:
             self._slots.release()
+
+    def _refusal(self, run: Run, token: bytes, issued_at: float) -> Verdict | None:
+        """Consume the token, once and for all; say why it can't be, if so."""
+        if run.envelope.lease is not None:
+            return begin(run)
+        try:
+            run.state.consumed.take(token, issued_at)
+        except TokenReplayed as error:
+            return Verdict(Outcome.REPLAYED, str(error))
+        return None
 
     def _serve(self, run: Run, environ: WSGIEnvironment) -> Verdict:
         """Let the app serve the run's fresh request to its end, and say what became of it."""
@@ -144,6 +152,8 @@ class Endpoint:
         finally:
             current_run.reset(reset)
         run.verdict = self._settled(run, status, error)
+        if run.envelope.lease is not None and run.state.ledger is not None:
+            run.state.ledger.end(run.envelope, run.verdict)
         return run.verdict
 
     def _settled(self, run: Run, status: str, error: BaseException | None) -> Verdict:

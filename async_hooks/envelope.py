@@ -25,7 +25,8 @@ class Envelope(NamedTuple):
     ``body`` and ``carried`` are JSON texts: a snapshot that no later change can reach.
     ``user`` is what the identity's ``capture`` returned, None for an anonymous visitor.
     ``parent_id`` and ``receiver`` are set on the children of a fan-out only. ``budget`` is how
-    many envelopes its run, and all that follows from it, may launch.
+    many envelopes its run, and all that follows from it, may launch. ``lease`` names the claim of
+    an outbox that this attempt belongs to.
     """
 
     id: str
@@ -40,6 +41,7 @@ class Envelope(NamedTuple):
     parent_id: str | None = None
     receiver: str | None = None
     priority: int = 10
+    lease: str | None = None
 
     @property
     def data(self) -> dict[str, Any]:
@@ -54,7 +56,7 @@ class Envelope(NamedTuple):
         """
         digest = hashlib.sha256(f"{self.id}:{name}".encode())
         child_id = digest.hexdigest()[:32]
-        return self._replace(id=child_id, parent_id=self.id, receiver=name, attempt=1)
+        return self._replace(id=child_id, parent_id=self.id, receiver=name, attempt=1, lease=None)
 
 
 class _Ids:

@@ -15,6 +15,10 @@ class OutboxRequired(ConfigError):
     """Something was asked for that only an outbox can keep, such as a delay or a retry."""
 
 
+class OutboxUnavailable(AsyncHooksError):
+    """The outbox's database can't be reached, is locked, or lacks our tables: nothing was kept."""
+
+
 class DataError(AsyncHooksError, TypeError):
     """The data of a task can't travel as JSON, or is too large. The message holds the path."""
 

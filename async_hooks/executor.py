@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from flask import Flask, Response, abort, request
 
+from .delivery import Addition, Terms
 from .envelope import Envelope
-from .errors import AsyncHooksError, DepthExceeded
+from .errors import AsyncHooksError, DataError, DepthExceeded, OutboxUnavailable
 from .receivers import call, find_receiver, receivers_of
 from .signals import emit, task_failed, task_started, task_succeeded
-from .state import State
+from .snapshot import snapshot
+from .state import Ledger, State
 from .task import AsyncTask, Discard, Retry, admits, async_signal
 from .verdict import Outcome, Verdict
 
@@ -26,6 +29,9 @@ RUN = "async_hooks.run"
 #: The route's endpoint, and the task that only asks whether this is the right place.
 ENDPOINT = "async_hooks.run"
 PING = "async_hooks.ping"
+
+#: Bytes of a result's JSON; a longer one is not kept.
+_MAX_RESULT = 64 * 1024
 
 logger = logging.getLogger("async_hooks")
 
@@ -41,6 +47,8 @@ class Run:
         self.verdict: Verdict | None = None
         self.exception: BaseException | None = None
         self.result: Any = None
+        #: With an outbox: what was launched, and what the run was split into, kept with its end.
+        self.additions: list[Addition] = []
         self._budget = envelope.budget
         self._children: set[str] = set()
 
@@ -83,7 +91,42 @@ class Run:
             if child.id not in self._children:
                 self._children.add(child.id)
                 self.spend(f"Receiver {name!r}")
-                self.state.launcher.hand_over(child)
+                if self.state.ledger is None:
+                    self.state.launcher.hand_over(child)
+                else:
+                    self.additions.append(Addition(child, Terms(self._queue())))
+
+    def _queue(self) -> str:
+        task = self.state.task_of(self.envelope)
+        return task.queue if task is not None else "default"
+
+    def taken_additions(self, *, with_children: bool) -> list[Addition]:
+        """Return, once, what is to be kept, each with its share of the budget."""
+        additions, self.additions = self.additions, []
+        if not with_children:
+            additions = [each for each in additions if each.envelope.parent_id != self.envelope.id]
+        if not additions:
+            return []
+        share = self.share(len(additions))
+        return [Addition(each.envelope._replace(budget=share), each.terms) for each in additions]
+
+
+def begin(run: Run) -> Verdict | None:
+    """Begin this attempt at a delivery, which can be done once; say why not, if not."""
+    envelope, ledger = run.envelope, run.state.ledger
+    if envelope.lease is None:
+        return None
+    if ledger is None:
+        return Verdict(
+            Outcome.UNKNOWN, "This process has no outbox. Is it configured as the other?"
+        )
+    try:
+        begun = ledger.begin(envelope)
+    except OutboxUnavailable as error:
+        return Verdict(Outcome.BUSY, str(error))
+    if not begun:
+        return Verdict(Outcome.REPLAYED, "This attempt began before, or another took its place.")
+    return None
 
 
 def restore(app: Flask) -> None:
@@ -111,6 +154,8 @@ def execute() -> Response:
         run.verdict = Verdict(Outcome.COMPLETED, _warning(request.environ))
     elif task is None:
         run.verdict = Verdict(Outcome.UNKNOWN, _unknown(run.envelope))
+    elif not _has_receiver(run, task):
+        run.verdict = Verdict(Outcome.UNKNOWN, _unconnected(run.envelope.receiver, task))
     elif not admits(task.auth_level, anonymous=run.anonymous):
         run.verdict = Verdict(Outcome.DISCARDED, "The visitor it was launched for is gone.")
     else:
@@ -148,14 +193,50 @@ def _attempt(run: Run, task: type[AsyncTask]) -> None:
 def at_teardown(error: BaseException | None) -> None:
     """Say whether the run succeeded: what the app does after a request, e.g. commit, counts."""
     run: Run | None = request.environ.get(RUN)
-    if run is None or run.verdict is None or run.verdict.outcome is not Outcome.COMPLETED:
+    if run is None or run.verdict is None or run.envelope.task == PING:
         return
     app, envelope = run.state.app, run.envelope
-    if error is not None:
+    if run.verdict.outcome is Outcome.COMPLETED and error is not None:
         run.fail(error)
         emit(task_failed, app, envelope=envelope, exception=error)
-    elif envelope.task != PING:
+    if run.state.ledger is not None:
+        _keep(run, run.state.ledger)
+    if run.verdict.outcome is Outcome.COMPLETED:
         emit(task_succeeded, app, envelope=envelope, result=run.result)
+
+
+def _keep(run: Run, ledger: Ledger) -> None:
+    """Let the outbox know of the completion, and of what the run launched in any case."""
+    assert run.verdict is not None  # noqa: S101 - that is why we are here
+    is_delivery = run.envelope.lease is not None
+    completed = run.verdict.outcome is Outcome.COMPLETED
+    additions = run.taken_additions(with_children=completed)
+    try:
+        if completed and is_delivery:
+            if ledger.complete(run.envelope, _as_json(run.result), additions):
+                run.verdict = replace(run.verdict, is_kept=True)
+                if additions:
+                    run.state.relay.wake()
+            else:
+                run.verdict = Verdict(Outcome.REPLAYED, "Another attempt has taken its place.")
+        elif additions:
+            run.state.launcher.keep(additions)
+    except OutboxUnavailable as unavailable:
+        logger.error("What envelope %s did could not be written: %s", run.envelope.id, unavailable)
+        if completed and is_delivery and (additions or ledger.joins):
+            # What it launched, or wrote, is not there: it has to run again.
+            run.verdict = Verdict(Outcome.BUSY, str(unavailable))
+    except Exception as error:  # The app's own commit failed.
+        run.fail(error)
+        emit(task_failed, run.state.app, envelope=run.envelope, exception=error)
+        logger.exception("The commit of envelope %s failed.", run.envelope.id)
+
+
+def _as_json(result: Any) -> str | None:
+    try:
+        return None if result is None else snapshot({"result": result}, max_bytes=_MAX_RESULT)
+    except DataError:
+        return None
 
 
 def _verdict_on(error: BaseException) -> Verdict:
@@ -165,14 +246,26 @@ def _verdict_on(error: BaseException) -> Verdict:
     return Verdict(Outcome.DISCARDED if isinstance(error, Discard) else Outcome.FAILED, text)
 
 
+def _has_receiver(run: Run, task: type[AsyncTask]) -> bool:
+    name = run.envelope.receiver
+    if name is None or run.envelope.lease is None:  # Without an outbox, nobody waits for it.
+        return True
+    receivers = receivers_of(run.state, task, anonymous=run.anonymous)
+    return find_receiver(receivers, name) is not None
+
+
 def _wanted(receivers: Mapping[str, Any], name: str, task: type[AsyncTask]) -> Any:
     receiver = find_receiver(receivers, name)
     if receiver is None:
-        raise AsyncHooksError(
-            f"No receiver {name!r} is connected to {async_signal(task.action).name!r}. "
-            "Is its module imported by your app factory?"
-        )
+        raise AsyncHooksError(_unconnected(name, task))
     return receiver
+
+
+def _unconnected(name: str | None, task: type[AsyncTask]) -> str:
+    return (
+        f"No receiver {name!r} is connected to {async_signal(task.action).name!r}. "
+        "Is its module imported by your app factory?"
+    )
 
 
 def _unknown(envelope: Envelope) -> str:

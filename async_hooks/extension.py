@@ -6,41 +6,47 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import blinker
-from flask import Flask, request_started
+from flask import Flask, current_app, request_started
 
 from . import config as configuration
-from . import executor, handover, log
+from . import executor, handover, launcher, log
+from .claims import Claims
 from .config import Config
 from .consumed import Consumed
 from .context import Capture, Context, Restore
 from .endpoint import Endpoint
 from .errors import ConfigError, OutboxRequired
 from .executor import ENDPOINT
-from .handover import HandOver
+from .handover import HandOver, is_served
 from .launcher import Launcher, Trigger
 from .receivers import Receiver
 from .recorder import Recorder, recording
 from .registry import Owned, Registry
 from .relay import Immediate, Relay
 from .signing import SKEW, Signing
-from .state import KEY, State, Transport, state_of
-from .state import Relay as RelayProtocol
+from .state import KEY, State, Transport, current_state, state_of
 from .task import (
     AsyncTask,
     action_name,
     action_signal,
     async_signal,
     check,
+    check_max_attempts,
     check_timeout,
     needs_outbox,
+    wish_for_outbox,
 )
 from .transports.address import Address
 from .transports.eager import Eager
 from .transports.in_process import InProcess
 from .transports.loopback import Loopback
+
+if TYPE_CHECKING:  # Comes with an optional extra.
+    from .outbox.ledger import Ledger
+    from .outbox.outbox import Outbox
 
 Task = TypeVar("Task", bound=type[AsyncTask])
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -52,9 +58,14 @@ class AsyncHooks:
     One object serves any number of apps: what it keeps for each lies in that app.
     """
 
-    def __init__(self, app: Flask | None = None) -> None:
+    def __init__(self, app: Flask | None = None, *, db: Any = None, session: Any = None) -> None:
+        """``db`` (Flask-SQLAlchemy) or ``session`` (a scoped_session) are for the outbox "app"."""
         self._registry = Registry()
         self._context = Context()
+        self._db = db
+        self._session = session
+        #: Why something that only an outbox can keep is refused: an app has none.
+        self._lacks_outbox = False
         if app is not None:
             self.init_app(app)
 
@@ -62,13 +73,22 @@ class AsyncHooks:
         """Set up ``app``: read its configuration, mount the endpoint, watch its requests.
 
         :raises ConfigError: for a wrong configuration, or if ``app`` is set up already.
+        :raises OutboxRequired: if a task declares what only an outbox can keep, and there is none.
         """
         if KEY in app.extensions:
             raise ConfigError(f"{app.name!r} has an AsyncHooks already. Call init_app once.")
         config = configuration.read(app.config)
+        if config.outbox is None:
+            self._refuse_wishes()
         self._registry.generation += 1
         address = Address(config.url)
         signing = Signing(app, config.audience)
+        ledger = outbox = None
+        if config.outbox is not None:
+            ledger, outbox = self._open_outbox(app, config, signing.audience)
+            if config.transport == "eager":
+                ledger = None  # Nothing waits.
+        relay = _relay(app, config, address, ledger)
         app.extensions[KEY] = State(
             app=app,
             config=config,
@@ -78,7 +98,9 @@ class AsyncHooks:
             signing=signing,
             consumed=Consumed(signing.audience, config.max_age + SKEW),
             launcher=Launcher(app),
-            relay=_relay(app, config, address),
+            relay=relay,
+            ledger=ledger,
+            outbox=outbox,
             is_reachable=lambda: _is_reachable(config, address),
         )
         path = f"{config.url_prefix}/run"
@@ -86,8 +108,19 @@ class AsyncHooks:
         app.teardown_request(handover.at_teardown)
         app.teardown_request(executor.at_teardown)
         request_started.connect(_restore, app, weak=False)
-        handing_over = HandOver(app, app.wsgi_app)
-        app.wsgi_app = Endpoint(app, handing_over, config=config, notice=address.notice)  # type: ignore[method-assign]
+        notice = address.notice
+        if ledger is not None:
+            app.after_request(handover.keep)
+            app.teardown_appcontext(handover.flush)
+
+            def notice(environ: Mapping[str, object]) -> None:
+                address.notice(environ)
+                if config.relay and is_served(environ):
+                    relay.start()
+
+        app.wsgi_app = Endpoint(  # type: ignore[method-assign]
+            app, HandOver(app, app.wsgi_app), config=config, notice=notice
+        )
         log.subscribe()
 
     def register(self, task: Task) -> Task:
@@ -97,6 +130,8 @@ class AsyncHooks:
         :raises OutboxRequired: if it declares what only an outbox can keep.
         """
         check(task)
+        if self._lacks_outbox:
+            _refuse_wish(task)
         local = "<locals>" in task.__qualname__
         if self._registry.tasks.add(task, generation=self._registry.generation, local=local):
             self._connect(action_signal(task.action), Trigger(task, self._registry))
@@ -110,23 +145,30 @@ class AsyncHooks:
         aliases: Iterable[str] = (),
         timeout: float | timedelta | None = None,
         max_attempts: int | None = None,
-        backoff: Callable[[int], float] | None = None,
+        backoff: Callable[[int], float | timedelta] | None = None,
     ) -> Callable[[Function], Function]:
         """Connect the decorated function to ``wp_async_<action>``, in this object's apps only.
 
         ``name`` is what travels (default ``module.QualName``), ``aliases`` are former names,
-        ``timeout`` is seconds for one attempt; ``max_attempts`` and ``backoff`` need an outbox.
+        ``timeout`` is seconds for one attempt; ``max_attempts`` and ``backoff(attempt)``, which
+        returns seconds, need an outbox. Each overrides what the task says.
         """
-        for key, wish in {"max_attempts": max_attempts, "backoff": backoff}.items():
-            if wish is not None:
-                raise OutboxRequired(needs_outbox(key, f"receiver {name!r}"))
-
-        check_timeout(timeout, f"receiver of {action_name(action)}")
+        where = f"receiver of {action_name(action)}"
+        check_timeout(timeout, where)
+        check_max_attempts(max_attempts, where)
 
         def connect(function: Function) -> Function:
             receiver = Receiver(
-                function, self._registry, name=name, aliases=aliases, timeout=timeout
+                function,
+                self._registry,
+                name=name,
+                aliases=aliases,
+                timeout=timeout,
+                max_attempts=max_attempts,
+                backoff=backoff,
             )
+            if self._lacks_outbox:
+                _refuse_options(receiver)
             local = "<locals>" in getattr(function, "__qualname__", "")
             self._registry.receivers.add(
                 receiver, generation=self._registry.generation, local=local
@@ -161,6 +203,41 @@ class AsyncHooks:
         """
         return recording(state_of(app))
 
+    @property
+    def outbox(self) -> Outbox:
+        """The outbox of the current app, to look after what waits in it.
+
+        :raises OutboxRequired: if it has none.
+        """
+        outbox: Outbox | None = current_state().outbox
+        if outbox is None:
+            raise OutboxRequired(needs_outbox("hooks.outbox", repr(current_app.name)))
+        return outbox
+
+    def _open_outbox(self, app: Flask, config: Config, name: str) -> tuple[Ledger, Outbox]:
+        try:
+            from .outbox.opening import open_outbox
+        except ImportError as error:
+            raise ConfigError(
+                f"'ASYNC_HOOKS_OUTBOX' needs SQLAlchemy ({error}). Install async-hooks[outbox]."
+            ) from None
+        return open_outbox(
+            app,
+            config,
+            name,
+            db=self._db,
+            session=self._session,
+            keep=lambda additions: launcher.keep(state_of(app), additions),
+            sent=lambda: handover.wake(app),
+        )
+
+    def _refuse_wishes(self) -> None:
+        self._lacks_outbox = True
+        for _, task in self._registry.tasks.all(self._registry.generation):
+            _refuse_wish(task)
+        for _, receiver in self._registry.receivers.all(self._registry.generation):
+            _refuse_options(receiver)
+
     def _connect(self, signal: blinker.Signal, owned: Owned) -> None:
         # Signals outlive apps: the connection ends with the registry that owns it.
         signal.connect(owned, weak=False)
@@ -168,7 +245,21 @@ class AsyncHooks:
         end.atexit = False  # What the relay runs when the process ends needs its receivers.
 
 
-def _relay(app: Flask, config: Config, address: Address) -> RelayProtocol:
+def _refuse_wish(task: type[AsyncTask]) -> None:
+    key = wish_for_outbox(task)
+    if key is not None:
+        raise OutboxRequired(needs_outbox(key, f"task {task.name!r}"))
+
+
+def _refuse_options(receiver: Receiver) -> None:
+    for key in ("max_attempts", "backoff"):
+        if getattr(receiver, key) is not None:
+            raise OutboxRequired(needs_outbox(key, f"receiver {receiver.name!r}"))
+
+
+def _relay(
+    app: Flask, config: Config, address: Address, ledger: Ledger | None
+) -> Relay | Immediate:
     in_process = InProcess(app)
     if config.transport == "eager":
         return Immediate(app, Eager(app))
@@ -178,9 +269,19 @@ def _relay(app: Flask, config: Config, address: Address) -> RelayProtocol:
     if isinstance(transport, str):
         transport = transports[transport]
     fallback = in_process if config.fallback is not None else None
-    return Relay(
-        app, config, transport, fallback=fallback, in_process=in_process, recall=loopback.recall
+    claims = None
+    if ledger is not None:
+        claims = Claims(app, config, ledger, take=lambda envelope: relay.take(envelope))
+    relay = Relay(
+        app,
+        config,
+        transport,
+        fallback=fallback,
+        in_process=in_process,
+        recall=loopback.recall,
+        claims=claims,
     )
+    return relay
 
 
 def _is_reachable(config: Config, address: Address) -> bool:

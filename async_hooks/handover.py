@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
-from flask import Flask, request
+from flask import Flask, Response, request
 
 from .context import current_run, request_of
 from .envelope import Envelope
 from .executor import RUN
-from .state import state_of
+from .state import current_state, state_of
 from .wsgi import close
 
 if TYPE_CHECKING:
@@ -38,6 +38,16 @@ def hand_over(app: Flask, envelope: Envelope) -> None:
     request.environ[LAUNCHES].add(envelope)
 
 
+def wake(app: Flask) -> None:
+    """Tell this process' relay, after this request's response, that the outbox has something."""
+    request = request_of(app)
+    launches: Launches | None = request.environ.get(LAUNCHES) if request is not None else None
+    if launches is None:
+        state_of(app).relay.wake()
+    else:
+        launches.wake()
+
+
 class Launches:
     """The launches of one request, handed over once, and singly thereafter.
 
@@ -45,31 +55,40 @@ class Launches:
     ``closes`` says that a server will close the response.
     """
 
-    __slots__ = ("_app", "_closed", "_waiting", "closes")
+    __slots__ = ("_app", "_closed", "_waiting", "_wakes", "closes")
 
     def __init__(self, app: Flask, *, closes: bool) -> None:
         self.closes = closes
         self._app = app
         self._closed = False
         self._waiting: deque[Envelope] = deque()
+        self._wakes = False
 
     def __bool__(self) -> bool:
-        return bool(self._waiting)
+        return bool(self._waiting) or self._wakes
 
     def add(self, envelope: Envelope) -> None:
         self._waiting.append(envelope)
         if self._closed:
             self._put_all()
 
+    def wake(self) -> None:
+        self._wakes = True
+        if self._closed:
+            self.close()
+
     def close(self) -> None:
         self._closed = True
         if self._waiting:
             self._put_all()
+        if self._wakes:
+            self._wakes = False
+            state_of(self._app).relay.wake()
 
     def _put_all(self) -> None:
         envelopes = sorted(_popped(self._waiting), key=attrgetter("priority"))
         run = current_run.get(None)
-        if run is not None and envelopes:
+        if run is not None and envelopes and run.envelope.lease is None:
             share = run.share(len(envelopes))
             envelopes = [envelope._replace(budget=share) for envelope in envelopes]
         put = state_of(self._app).relay.put
@@ -111,17 +130,38 @@ class HandOver:
         return body
 
 
+def keep(response: Response) -> Response:
+    """Keep what was launched and no commit will keep; an after_request function.
+
+    :raises OutboxUnavailable: so that the visitor learns of it.
+    """
+    flush()
+    return response
+
+
+def flush(error: BaseException | None = None) -> None:
+    """Do the same where no response is made; a teardown function."""
+    ledger = current_state().ledger
+    if ledger is not None:
+        ledger.flush()
+
+
 def at_teardown(error: BaseException | None) -> None:
     """Hand over where no server will close the response; a teardown_request function."""
+    flush()
     launches: Launches | None = request.environ.get(LAUNCHES)
     if launches is not None and not launches.closes:
         launches.close()
 
 
+def is_served(environ: Mapping[str, Any]) -> bool:
+    """Tell whether a server serves this request: they name themselves, the test client doesn't."""
+    return "SERVER_SOFTWARE" in environ or "uwsgi.version" in environ
+
+
 def _closes(environ: Mapping[str, Any]) -> bool:
-    # Servers name themselves, the test client does not. A server that does neither is only
-    # handed over a little early.
-    return "SERVER_SOFTWARE" in environ or "uwsgi.version" in environ or RUN in environ
+    # Of a server that does not name itself, the launches are only handed over a little early.
+    return is_served(environ) or RUN in environ
 
 
 class _Closing:

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC
 from typing import Any
 
 from flask import Flask, current_app
 
 from .config import Config
 from .context import current_run, origin
+from .delivery import Addition, Terms
 from .envelope import Envelope, new_id
-from .errors import AsyncHooksError, ConfigError, DepthExceeded
-from .handover import hand_over
+from .errors import AsyncHooksError, ConfigError, DataError, DepthExceeded, OutboxUnavailable
+from .handover import hand_over, wake
+from .log import one_line
 from .registry import Owned, Registry
 from .signals import emit, task_failed, task_launched
 from .snapshot import plain, snapshot
 from .state import KEY, State, state_of
-from .task import AsyncTask, Auth, SkipTask, admits
+from .task import AsyncTask, Auth, SkipTask, Wishes, admits, check_queue, check_seconds
 
 logger = logging.getLogger("async_hooks")
 
@@ -68,6 +73,7 @@ def _trigger(
             return None
         data = task().prepare_data(sender, **kwargs)
         envelope = _envelope(state, task, data, user, task.priority, envelope_id)
+        terms = _terms(task, envelope, Wishes()) if state.ledger is not None else _NO_TERMS
     except SkipTask:
         return None
     except Exception as error:
@@ -77,7 +83,7 @@ def _trigger(
         if _propagates(state.app):
             raise
         return None
-    return _launch(state, envelope)
+    return _launch(state, Addition(envelope, terms))
 
 
 class Launcher:
@@ -87,7 +93,13 @@ class Launcher:
         self._app = app
 
     def dispatch(
-        self, task: type[AsyncTask], data: Mapping[str, Any], *, priority: int | None, user: Any
+        self,
+        task: type[AsyncTask],
+        data: Mapping[str, Any],
+        *,
+        priority: int | None,
+        user: Any,
+        wishes: Wishes,
     ) -> str:
         state = state_of(self._app)
         if state.registry.tasks.find(task.name, state.generation) is not task:
@@ -111,10 +123,15 @@ class Launcher:
                 "Name the visitor with dispatch(…, user=id), or widen its 'auth_level'."
             )
         priority = task.priority if priority is None else priority
-        return _launch(state, _envelope(state, task, data, user, priority, new_id()))
+        envelope = _envelope(state, task, data, user, priority, new_id())
+        terms = _terms(task, envelope, wishes) if state.ledger is not None else _NO_TERMS
+        return _launch(state, Addition(envelope, terms))
 
     def hand_over(self, envelope: Envelope) -> None:
         hand_over(self._app, envelope)
+
+    def keep(self, additions: Sequence[Addition]) -> None:
+        keep(state_of(self._app), additions)
 
 
 def _envelope(
@@ -126,7 +143,7 @@ def _envelope(
     envelope_id: str,
 ) -> Envelope:
     config = state.config
-    if not state.is_reachable():
+    if state.ledger is None and not state.is_reachable():
         raise ConfigError(
             "'ASYNC_HOOKS_URL' is not set, no request has shown yet where this app listens, and "
             "'ASYNC_HOOKS_FALLBACK' is None. Set one of them."
@@ -160,10 +177,99 @@ def _check_depth(task: type[AsyncTask], parent: Envelope, config: Config) -> Non
         )
 
 
-def _launch(state: State, envelope: Envelope) -> str:
+def _launch(state: State, addition: Addition) -> str:
+    """Send the envelope on its way: into the outbox if there is one, else into memory."""
+    envelope, terms = addition
+    if state.ledger is None:
+        emit(task_launched, state.app, envelope=envelope)
+        state.launcher.hand_over(envelope)
+        return envelope.id
+    run = current_run.get(None)
+    if state.ledger.joins or run is not None:
+        if terms.unique_key is not None:
+            winner = state.ledger.unfinished(terms.unique_key)
+            if winner is not None:
+                return winner
+        # Kept when the app's transaction commits, or with the run's completion.
+        if state.ledger.joins:
+            state.ledger.join(addition)
+        elif run is not None:
+            run.additions.append(addition)
+    else:
+        winner = keep(state, [addition]).get(envelope.id)
+        if winner is not None:
+            return winner
     emit(task_launched, state.app, envelope=envelope)
-    state.launcher.hand_over(envelope)
     return envelope.id
+
+
+def keep(state: State, additions: Sequence[Addition]) -> Mapping[str, str]:
+    """Add to the outbox what nothing of the app's own is committed with, and let it be carried.
+
+    Return the winners' ids for those whose unique key was taken.
+
+    :raises OutboxUnavailable: if it is down, unless 'ASYNC_HOOKS_OUTBOX_DOWN' says otherwise.
+    """
+    assert state.ledger is not None  # noqa: S101 - asked by all who come here
+    only = additions[0].envelope if len(additions) == 1 else None
+    is_due = only is not None and additions[0].terms.run_at is None
+    lease = state.relay.reserve(only.id) if only is not None and is_due else None
+    try:
+        lost = state.ledger.add(additions, lease=lease)
+    except OutboxUnavailable as error:
+        if only is not None and lease is not None:
+            state.relay.release(only.id)
+        if state.config.outbox_down is None:
+            raise
+        logger.error("What is launched now goes unkept, by loopback: %s", one_line(error))
+        for addition in additions:
+            state.launcher.hand_over(addition.envelope)
+        return {}
+    if only is None or lease is None:
+        wake(state.app)
+    elif only.id in lost:
+        state.relay.release(only.id)
+    else:
+        state.launcher.hand_over(only._replace(lease=lease))
+    return lost
+
+
+#: Of a launch without an outbox.
+_NO_TERMS = Terms()
+
+
+def _terms(task: type[AsyncTask], envelope: Envelope, wishes: Wishes) -> Terms:
+    """Return what the delivery keeps beside its envelope.
+
+    :raises ConfigError: for a wish that can't be had.
+    """
+    delay = check_seconds(wishes.delay or task.delay, task.name, "delay", or_none_at_all=True)
+    queue = task.queue if wishes.queue is None else wishes.queue
+    check_queue(queue, task.name)
+    run_at: float | None = time.time() + delay if delay else None
+    if wishes.run_at is not None:
+        if wishes.delay:
+            raise ConfigError(f"{task.name!r}: 'delay' and 'run_at' exclude each other.")
+        moment = wishes.run_at
+        run_at = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    own, key, ref = task(), wishes.unique_key, None
+    if key is None and task.unique_key is not AsyncTask.unique_key:
+        key = own.unique_key(envelope.data)
+    if task.ref is not AsyncTask.ref:
+        ref = _checked_ref(own.ref(envelope.data), task)
+    return Terms(queue, run_at, None if key is None else _digest(task, key), ref)
+
+
+def _checked_ref(ref: Any, task: type[AsyncTask]) -> str | None:
+    if ref is None or (isinstance(ref, str) and len(ref) <= 255):
+        return ref
+    raise DataError(f"The ref of task {task.name!r} is no text of up to 255 characters.")
+
+
+def _digest(task: type[AsyncTask], key: str) -> str:
+    if not isinstance(key, str):
+        raise DataError(f"The unique_key of task {task.name!r} is no text: {key!r}")
+    return hashlib.sha256(f"{task.name}\0{key}".encode()).hexdigest()
 
 
 def _visitor(state: State, task: type[AsyncTask]) -> Any:

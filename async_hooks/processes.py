@@ -19,6 +19,7 @@ class PerProcess(Generic[T]):
     def __init__(self, make: Callable[[], T]) -> None:
         self._make = make
         self._values: dict[int, T] = {}
+        self._inherited: list[dict[int, T]] = []
         _all.add(self)
 
     def get(self) -> T:
@@ -30,7 +31,9 @@ class PerProcess(Generic[T]):
         return self._values.get(os.getpid())
 
     def forget(self) -> None:
-        self._values.clear()
+        # Kept, but out of reach: the end of a parent's connection, as an object, would close it.
+        self._inherited.append(self._values)
+        self._values = {}
 
 
 _all: weakref.WeakSet[PerProcess[Any]] = weakref.WeakSet()

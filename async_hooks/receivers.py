@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
+import logging
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import timedelta
@@ -17,7 +18,16 @@ from .config import seconds
 from .envelope import Envelope
 from .registry import Owned, Registry
 from .state import State
-from .task import AsyncTask, async_signal, checked_aliases, default_name, nopriv_signal
+from .task import (
+    AsyncTask,
+    async_signal,
+    checked_aliases,
+    default_name,
+    exponential,
+    nopriv_signal,
+)
+
+logger = logging.getLogger("async_hooks")
 
 
 class Receiver(Owned):
@@ -31,10 +41,14 @@ class Receiver(Owned):
         name: str | None,
         aliases: Iterable[str],
         timeout: float | timedelta | None,
+        max_attempts: int | None,
+        backoff: Callable[[int], float | timedelta] | None,
     ) -> None:
         super().__init__(name if name is not None else default_name(function), registry)
         self.aliases = checked_aliases(aliases, self.name)
         self.timeout = timeout
+        self.max_attempts = max_attempts
+        self.backoff = backoff
         self._function = function
 
     def __call__(self, sender: Any, /, **kwargs: Any) -> Any:
@@ -82,18 +96,66 @@ def timeout_of(state: State, envelope: Envelope) -> float:
 
     The receiver that it runs has the first say, then the task, then the configuration.
     """
+    for declared in _declared(state, envelope):
+        if declared.timeout is not None:
+            return seconds(declared.timeout)
+    return state.config.timeout
+
+
+def max_attempts_of(state: State, envelope: Envelope) -> int:
+    """Return how often ``envelope`` may fail; who says so, as with :func:`timeout_of`."""
+    for declared in _declared(state, envelope):
+        if declared.max_attempts is not None:
+            most: int = declared.max_attempts
+            return most
+    return state.config.max_attempts
+
+
+def backoff_of(state: State, envelope: Envelope, failures: int) -> float:
+    """Return the seconds until ``envelope`` is tried again after its ``failures``-th failure.
+
+    What the receiver or task says, if that is a time at all; else :func:`exponential`.
+    """
+    for declared in _declared(state, envelope):
+        backoff = declared().backoff if isinstance(declared, type) else declared.backoff
+        if backoff is None:
+            continue
+        try:
+            return seconds(backoff(failures), or_none_at_all=True)
+        except Exception:
+            logger.exception("The backoff of %r did not return seconds.", declared.name)
+    return exponential(failures)
+
+
+def _declared(state: State, envelope: Envelope) -> Iterator[Any]:
+    """Return who may have options for ``envelope``: the receiver that it runs, then the task."""
     task = state.task_of(envelope)
     if task is None:
-        return state.config.timeout
+        return
     receivers = receivers_of(state, task, anonymous=envelope.user is None)
     if envelope.receiver is not None:
         receiver = find_receiver(receivers, envelope.receiver)
     else:
         receiver = next(iter(receivers.values())) if len(receivers) == 1 else None
-    for declared in (receiver if isinstance(receiver, Receiver) else None, task):
-        if declared is not None and declared.timeout is not None:
-            return seconds(declared.timeout)
-    return state.config.timeout
+    if isinstance(receiver, Receiver):
+        yield receiver
+    yield task
+
+
+def kinds_of(state: State) -> set[tuple[str, str]]:
+    """Return every (task, receiver) that this code can run, former names too.
+
+    The receiver is empty for an envelope that is to reach all.
+    """
+    kinds: set[tuple[str, str]] = set()
+    for name, task in state.registry.tasks.all(state.generation):
+        kinds.add((name, ""))
+        for anonymous in (False, True):
+            for receiver_name, receiver in receivers_of(state, task, anonymous=anonymous).items():
+                kinds.add((name, receiver_name))
+                if isinstance(receiver, Receiver):
+                    kinds.update((name, alias) for alias in receiver.aliases)
+    return kinds
 
 
 def call(app: Flask, receiver: Callable[..., Any], kwargs: Mapping[str, Any]) -> Any:

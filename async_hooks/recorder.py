@@ -22,6 +22,13 @@ class Recorder:
     def put(self, envelope: Envelope) -> None:
         self.envelopes.append(envelope)
 
+    def reserve(self, envelope_id: str) -> str | None:
+        return None
+
+    def release(self, envelope_id: str) -> None: ...
+
+    def wake(self) -> None: ...
+
     def run_all(self) -> int:
         """Run what is held, and what that launches; return how many ran.
 
@@ -40,7 +47,9 @@ class Recorder:
 def recording(state: State) -> Iterator[Recorder]:
     """Hold back what the app of ``state`` launches until the block ends."""
     recorder = Recorder(Immediate(state.app, Eager(state.app)))
-    state.app.extensions[KEY] = replace(state, relay=recorder, is_reachable=lambda: True)
+    state.app.extensions[KEY] = replace(
+        state, relay=recorder, ledger=None, is_reachable=lambda: True
+    )
     try:
         yield recorder
     finally:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, Generic, Protocol, TypeVar
 
 from .errors import ConfigError
@@ -62,6 +62,13 @@ class Names(Generic[T]):
             return versions[generation]
         older = [key for key in versions if key <= generation]
         return versions[max(older) if older else min(versions)]
+
+    def all(self, generation: int) -> Iterator[tuple[str, T]]:
+        """Return every name, and what it means to the app of ``generation``."""
+        for name in list(self._entries):
+            entry = self.find(name, generation)
+            if entry is not None:
+                yield name, entry
 
 
 class Registry:

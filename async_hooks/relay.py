@@ -23,6 +23,7 @@ from random import uniform
 
 from flask import Flask
 
+from .claims import Claims
 from .config import Config
 from .envelope import Envelope
 from .errors import AddressUnknown, NotConsumed, NotTaken, TransportError
@@ -57,6 +58,7 @@ class Relay:
         fallback: Transport | None,
         in_process: Transport,
         recall: Callable[[], None],
+        claims: Claims | None = None,
     ) -> None:
         self._app = app
         self._config = config
@@ -64,13 +66,41 @@ class Relay:
         self._fallback = fallback
         self._in_process = in_process
         self._recall = recall
+        self._claims = claims
         self._crew = PerProcess(_Crew)
         self._warned_of_address = False
         _relays.add(self)
 
+    def start(self) -> None:
+        """Begin to carry what waits in the outbox, once in each process."""
+        crew = self._crew.get()
+        if self._claims is not None and not crew.stopping.is_set():
+            if not crew.threads:
+                self._start(crew)
+            self._claims.start()
+
+    def wake(self) -> None:
+        """Say that deliveries may wait in the outbox."""
+        if self._claims is not None and self._config.relay:
+            self.start()
+            self._claims.wake()
+
+    def reserve(self, envelope_id: str) -> str | None:
+        """Return a lease for a delivery that this process will carry; None if it has no room."""
+        return self._claims.reserve(envelope_id) if self._claims is not None else None
+
+    def release(self, envelope_id: str) -> None:
+        """Give up the place that was reserved."""
+        if self._claims is not None:
+            self._claims.release(envelope_id)
+
     def put(self, envelope: Envelope) -> None:
         """Take ``envelope`` over; when the queue is full, run it here, or drop it loudly."""
         crew = self._crew.get()
+        if envelope.lease is not None and self._claims is not None:
+            self._claims.take_over(envelope)
+            self.take(envelope)
+            return
         if not crew.threads and not self._start(crew):
             self._overflow(envelope, "No thread could be started. Is there a limit on threads?")
         elif crew.queue.qsize() < self._config.queue_size:
@@ -84,14 +114,27 @@ class Relay:
                 "'ASYNC_HOOKS_QUEUE_SIZE' allows. Raise it or 'ASYNC_HOOKS_CONCURRENCY'.",
             )
 
+    def take(self, envelope: Envelope) -> None:
+        """Take over a delivery that this process holds; there is room for it."""
+        crew = self._crew.get()
+        crew.queue.put(envelope)
+        if crew.stopping.is_set():
+            self._give_back_deliveries(crew)
+
     def stop(self, grace: float | None = None) -> None:
-        """Run what waits and let what runs finish, for at most ``grace`` seconds."""
+        """Run what waits and let what runs finish, for at most ``grace`` seconds.
+
+        What waits in an outbox can wait there: it goes back.
+        """
         grace = self._config.grace if grace is None else grace
         crew = self._crew.made()
         if crew is None:
             return
         crew.stopping.set()
         deadline = time.monotonic() + grace
+        if self._claims is not None:
+            self._claims.stop()
+            self._give_back_deliveries(crew)
         self._recall()
         for _ in crew.threads:
             crew.queue.put(None)
@@ -106,7 +149,19 @@ class Relay:
         for envelope in _left(crew.queue):
             self._fail(envelope, NotTaken(_too_late("waiting", grace)))
         for envelope in list(crew.running.values()):
-            self._fail(envelope, TransportError(_too_late("on its way", grace)))
+            if envelope.lease is None:
+                self._fail(envelope, TransportError(_too_late("on its way", grace)))
+        if self._claims is not None:
+            self._claims.end()
+
+    def _give_back_deliveries(self, crew: _Crew) -> None:
+        """Let others have the deliveries that wait here; what nobody else knows of stays."""
+        assert self._claims is not None  # noqa: S101 - where else would they come from
+        waiting = _left(crew.queue)
+        self._claims.give_back([envelope for envelope in waiting if envelope.lease is not None])
+        for envelope in waiting:
+            if envelope.lease is None:
+                crew.queue.put(envelope)
 
     def _start(self, crew: _Crew) -> bool:
         """Start the crew's threads, once; tell whether there is one."""
@@ -143,23 +198,42 @@ class Relay:
             raise
         except BaseException as error:
             logger.exception("The relay failed on envelope %s.", envelope.id)
-            self._fail(envelope, TransportError(f"{type(error).__name__}: {error}"))
+            if envelope.lease is not None:  # The table will show that nobody has it in hand.
+                self.release(envelope.id)
+            else:
+                self._fail(envelope, TransportError(f"{type(error).__name__}: {error}"))
         finally:
             del running[key]
 
     def _deliver(self, envelope: Envelope, crew: _Crew) -> None:
+        ending: Verdict | TransportError | None
         try:
-            verdict = self._carry(envelope, crew)
+            ending = self._carried(envelope, crew)
         except TransportError as error:
-            if error.unsent and (crew.stopping.is_set() or self._fallback is not None):
-                verdict = self._fall_back(envelope, error, crew)
-            else:
-                self._fail(envelope, error)
-                return
-        settle(self._app, envelope, verdict)
+            ending = error
+        if envelope.lease is not None and self._claims is not None:
+            self._claims.settle(envelope, ending)
+        elif isinstance(ending, TransportError):
+            self._fail(envelope, ending)
+        else:
+            settle(self._app, envelope, ending)
+
+    def _carried(self, envelope: Envelope, crew: _Crew) -> Verdict | None:
+        try:
+            return self._carry(envelope, crew)
+        except TransportError as error:
+            # At the end, what waits in an outbox waits there for the next process.
+            can_wait = envelope.lease is not None and crew.stopping.is_set()
+            if can_wait or not error.unsent:
+                raise
+            if self._fallback is None and not crew.stopping.is_set():
+                raise
+            return self._fall_back(envelope, error, crew)
 
     def _run_left(self, crew: _Crew) -> None:
         """Run in this thread what was put while the others were leaving."""
+        if self._claims is not None:
+            self._give_back_deliveries(crew)
         for envelope in _left(crew.queue):
             self._run_here(envelope, self._in_process)
 
@@ -175,9 +249,13 @@ class Relay:
         while True:
             # A process that ends takes no requests any more, its own included.
             ending = crew.stopping.is_set()
+            if ending and envelope.lease is not None:
+                raise NotTaken("The process ends.")
             try:
                 verdict = (self._in_process if ending else self._transport).send(envelope)
             except NotConsumed:
+                if envelope.lease is not None:
+                    raise
                 if self._fallback is not None or time.monotonic() > deadline:
                     raise
             else:
@@ -216,6 +294,15 @@ class Immediate:
     def __init__(self, app: Flask, transport: Transport) -> None:
         self._app = app
         self._transport = transport
+
+    def reserve(self, envelope_id: str) -> str | None:
+        return None
+
+    def release(self, envelope_id: str) -> None: ...
+
+    def wake(self) -> None: ...
+
+    def start(self) -> None: ...
 
     def put(self, envelope: Envelope) -> None:
         verdict = self._transport.send(envelope)

@@ -88,6 +88,7 @@ class Signing:
             ("user", envelope.user),
             ("parent", envelope.parent_id),
             ("receiver", envelope.receiver),
+            ("lease", envelope.lease),
         ):
             if value is not None:
                 head[key] = value
@@ -127,6 +128,8 @@ class Signing:
             body["after"] = verdict.after
         if verdict.place is not None:
             body["at"] = verdict.place
+        if verdict.is_kept:
+            body["kept"] = True
         secrets = _secrets(self._app)
         own = next((s for s in reversed(secrets) if _signer((s,), _TOKEN).validate(token)), None)
         signer = _signer((own,) if own is not None else secrets, _VERDICT)
@@ -142,7 +145,11 @@ class Signing:
         if body["of"] != _digest(token):
             return None
         return Verdict(
-            Outcome(body["outcome"]), body.get("error"), body.get("after"), body.get("at")
+            Outcome(body["outcome"]),
+            body.get("error"),
+            body.get("after"),
+            body.get("at"),
+            body.get("kept", False),
         )
 
 
@@ -233,6 +240,7 @@ def _envelope(payload: dict[str, Any]) -> Envelope:
         origin=Origin(*payload["origin"]),
         parent_id=payload.get("parent"),
         receiver=payload.get("receiver"),
+        lease=payload.get("lease"),
     )
 
 

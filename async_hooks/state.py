@@ -5,7 +5,7 @@ What lower rooms need of higher ones they reach through it, by the protocols bel
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -14,6 +14,7 @@ from flask import Flask, current_app
 from .config import Config
 from .consumed import Consumed
 from .context import Context
+from .delivery import Addition
 from .envelope import Envelope
 from .errors import ConfigError
 from .registry import Registry
@@ -39,15 +40,69 @@ class Relay(Protocol):
 
     def put(self, envelope: Envelope) -> None: ...
 
+    def reserve(self, envelope_id: str) -> str | None:
+        """Return a lease for a delivery that this process will carry; None if it has no room."""
+        ...
+
+    def release(self, envelope_id: str) -> None:
+        """Give up the place that was reserved."""
+        ...
+
+    def wake(self) -> None:
+        """Say that deliveries may wait in the outbox."""
+        ...
+
 
 class Launcher(Protocol):
     """Makes envelopes and hands them over."""
 
     def dispatch(
-        self, task: type[Any], data: Mapping[str, Any], *, priority: int | None, user: Any
+        self,
+        task: type[Any],
+        data: Mapping[str, Any],
+        *,
+        priority: int | None,
+        user: Any,
+        wishes: Any,
     ) -> str: ...
 
     def hand_over(self, envelope: Envelope) -> None: ...
+
+    def keep(self, additions: Sequence[Addition]) -> None:
+        """Keep what a run launched.
+
+        :raises OutboxUnavailable: if that can't be.
+        """
+        ...
+
+
+class Ledger(Protocol):
+    """What is written into the outbox; see ``outbox.ledger``, which needs SQLAlchemy."""
+
+    @property
+    def joins(self) -> bool:
+        """Whether launches join the app's own transactions."""
+        ...
+
+    def begin(self, envelope: Envelope) -> bool: ...
+
+    def complete(
+        self, envelope: Envelope, result: str | None, additions: Sequence[Addition]
+    ) -> bool: ...
+
+    def end(self, envelope: Envelope, verdict: Verdict) -> None: ...
+
+    def give_back(self, envelopes: Sequence[Envelope]) -> int: ...
+
+    def add(
+        self, additions: Sequence[Addition], *, lease: str | None = None
+    ) -> Mapping[str, str]: ...
+
+    def join(self, addition: Addition) -> None: ...
+
+    def unfinished(self, unique_key: str) -> str | None: ...
+
+    def flush(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +118,10 @@ class State:
     consumed: Consumed
     launcher: Launcher
     relay: Relay
+    #: None without an outbox.
+    ledger: Ledger | None = None
+    #: What ``hooks.outbox`` is.
+    outbox: Any = None
     #: False while nothing that is launched could run anywhere.
     is_reachable: Callable[[], bool]
     #: The tasks that were reported for reaching no receiver.

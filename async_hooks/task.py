@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 from enum import IntFlag
 from pathlib import Path
-from typing import Any, ClassVar
+from random import uniform
+from typing import Any, ClassVar, NamedTuple
 
 import blinker
 from flask import current_app
@@ -16,6 +17,9 @@ from .config import seconds
 from .context import current_run
 from .errors import AsyncHooksError, ConfigError, NoAppContext, OutboxRequired
 from .state import current_state
+
+#: Seconds; no backoff is longer.
+LONGEST_BACKOFF = 3600.0
 
 
 class Auth(IntFlag):
@@ -79,6 +83,15 @@ def action_signal(action: str | blinker.Signal) -> blinker.Signal:
     return blinker.signal(action) if isinstance(action, str) else action
 
 
+class Wishes(NamedTuple):
+    """What one launch asks of the outbox, instead of what its task declares."""
+
+    delay: float | timedelta = 0
+    run_at: datetime | None = None
+    queue: str | None = None
+    unique_key: str | None = None
+
+
 class AsyncTask:
     """One way of deferring one action: what travels, and what happens where it arrives.
 
@@ -98,8 +111,11 @@ class AsyncTask:
     #: Seconds for one attempt; None: ``ASYNC_HOOKS_TIMEOUT``.
     timeout: ClassVar[float | timedelta | None] = None
     # These need an outbox.
+    #: The name that deliveries are grouped, worked and paused by.
     queue: ClassVar[str] = "default"
+    #: Seconds that a launch waits.
     delay: ClassVar[float | timedelta] = 0
+    #: Attempts that may fail before it is discarded; None: ``ASYNC_HOOKS_MAX_ATTEMPTS``.
     max_attempts: ClassVar[int | None] = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -122,6 +138,24 @@ class AsyncTask:
         several receivers it runs once for each of them and once more: load and send, no more.
         """
         return self.send(**data)
+
+    def backoff(self, attempt: int) -> float | timedelta:
+        """Return the seconds to wait after ``attempt`` failed, counted from 1. Needs an outbox.
+
+        The default triples them from 5 seconds to an hour, give or take a fifth.
+        """
+        return exponential(attempt)
+
+    def unique_key(self, data: dict[str, Any]) -> str | None:
+        """Return what no two unfinished deliveries of this task may share. Needs an outbox.
+
+        A launch whose key is taken adds nothing, and returns the id of the delivery that has it.
+        """
+        return None
+
+    def ref(self, data: dict[str, Any]) -> str | None:
+        """Return what ``outbox.find(ref=…)`` finds it by, up to 255 characters. Needs an outbox."""
+        return None
 
     def send(self, /, **kwargs: Any) -> list[Any]:
         """Fire ``wp_async_<action>`` with ``kwargs``; works inside ``run_action`` only.
@@ -160,20 +194,27 @@ class AsyncTask:
                 f"Task {cls.name!r} was dispatched outside of an application context. "
                 "Wrap the call in 'with app.app_context():'."
             )
-        wishes = {"delay": delay, "run_at": run_at, "queue": queue, "unique_key": unique_key}
-        for key, wish in wishes.items():
-            if wish:
-                raise OutboxRequired(needs_outbox(key, f"task {cls.name!r}"))
-        return current_state().launcher.dispatch(cls, data, priority=priority, user=user)
+        wishes = Wishes(delay, run_at, queue, unique_key)
+        state = current_state()
+        if state.config.outbox is None:
+            for key, wish in wishes._asdict().items():
+                if wish:
+                    raise OutboxRequired(needs_outbox(key, f"task {cls.name!r}"))
+        return state.launcher.dispatch(cls, data, priority=priority, user=user, wishes=wishes)
 
 
-#: What a task may declare that only an outbox can keep, with what it is without one.
-_KEPT_BY_OUTBOX = {
-    "queue": "default",
-    "delay": 0,
-    "max_attempts": None,
-    **dict.fromkeys(("backoff", "unique_key", "ref", "finish", "discarded")),
-}
+def exponential(failures: int) -> float:
+    """Return the seconds to wait after so many failures: 5, 15, 45 … up to an hour, ± 20 %."""
+    exponent = min(max(failures, 1) - 1, 10)  # No failure count can overflow it.
+    return min(5.0 * 3.0**exponent, LONGEST_BACKOFF) * uniform(0.8, 1.2)  # noqa: S311
+
+
+def wish_for_outbox(task: type[AsyncTask]) -> str | None:
+    """Return the first thing that ``task`` declares and only an outbox can keep."""
+    for key in ("queue", "delay", "max_attempts", "backoff", "unique_key", "ref"):
+        if getattr(task, key) != getattr(AsyncTask, key):
+            return key
+    return None
 
 
 def check(task: type[AsyncTask]) -> None:
@@ -195,19 +236,42 @@ def check(task: type[AsyncTask]) -> None:
         raise ConfigError(f"{where!r}: expected 'priority' to be an int, got: {task.priority!r}")
     check_timeout(task.timeout, where)
     checked_aliases(task.aliases, where)
-    for key, default in _KEPT_BY_OUTBOX.items():
-        if getattr(task, key, default) != default:
-            raise OutboxRequired(needs_outbox(key, f"task {task.name!r}"))
+    check_seconds(task.delay, where, "delay", or_none_at_all=True)
+    check_max_attempts(task.max_attempts, where)
+    check_queue(task.queue, where)
+    for key in ("finish", "discarded"):
+        if hasattr(task, key):
+            raise ConfigError(f"{where!r}: {key!r} does nothing in this version. Leave it out.")
 
 
 def check_timeout(timeout: Any, where: str) -> None:
+    if timeout is not None:
+        check_seconds(timeout, where, "timeout")
+
+
+def check_seconds(value: Any, where: str, key: str, *, or_none_at_all: bool = False) -> float:
+    """Return ``value`` in seconds.
+
+    :raises ConfigError: if it is no time.
+    """
     try:
-        if timeout is not None:
-            seconds(timeout)
+        return seconds(value, or_none_at_all=or_none_at_all)
     except ValueError as wrong:
+        raise ConfigError(f"{where!r}: expected {key!r} to be {wrong}, got: {value!r}") from None
+
+
+def check_max_attempts(value: Any, where: str) -> None:
+    if value is not None and (type(value) is not int or value < 1):
         raise ConfigError(
-            f"{where!r}: expected 'timeout' to be {wrong}, got: {timeout!r}"
-        ) from None
+            f"{where!r}: expected 'max_attempts' to be a positive whole number, got: {value!r}"
+        )
+
+
+def check_queue(value: Any, where: str) -> None:
+    if not isinstance(value, str) or not 0 < len(value) <= 100:
+        raise ConfigError(
+            f"{where!r}: expected 'queue' to be a name of up to 100 characters, got: {value!r}"
+        )
 
 
 def checked_aliases(aliases: Iterable[str], where: str) -> tuple[str, ...]:
@@ -221,7 +285,10 @@ def checked_aliases(aliases: Iterable[str], where: str) -> tuple[str, ...]:
 
 
 def needs_outbox(key: str, whose: str) -> str:
-    return f"{key!r} of {whose} needs an outbox, and this version has none yet. Leave it out."
+    return (
+        f"{key!r} of {whose} needs an outbox. Set 'ASYNC_HOOKS_OUTBOX', e.g. to "
+        "'sqlite:///async_hooks.db', or leave it out."
+    )
 
 
 def default_name(thing: Any) -> str:

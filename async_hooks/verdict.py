@@ -40,9 +40,11 @@ class Verdict:
     """``error`` says in words what went wrong; ``after`` asks for a retry in so many seconds.
 
     ``place`` names the record of consumed tokens that the endpoint keeps, if others share it.
+    ``is_kept`` says that the outbox knows of this completion already.
     """
 
     outcome: Outcome
     error: str | None = None
     after: float | None = None
     place: str | None = None
+    is_kept: bool = False

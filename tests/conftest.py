@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import itertools
+import shutil
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -22,9 +25,17 @@ _numbers = itertools.count(1)
 
 def make_app(**config: Any) -> tuple[Flask, AsyncHooks]:
     """Return an app, eager unless told otherwise, and its AsyncHooks."""
-    app = Flask("tests.app")
-    app.config.update({"SECRET_KEY": KEY, "ASYNC_HOOKS_TRANSPORT": "eager", **config})
+    app = plain_app(**{"ASYNC_HOOKS_TRANSPORT": "eager", **config})
     return app, AsyncHooks(app)
+
+
+def plain_app(**config: Any) -> Flask:
+    """Return an app without AsyncHooks, whose instance folder is nobody else's."""
+    folder = tempfile.mkdtemp(prefix="async_hooks_tests_")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    app = Flask("tests.app", instance_path=folder)
+    app.config.update({"SECRET_KEY": KEY, **config})
+    return app
 
 
 def make_task(hooks: AsyncHooks, on: str | blinker.Signal, **members: Any) -> type[AsyncTask]:
@@ -71,7 +82,7 @@ def facts() -> Iterator[Facts]:
     """Everything that any app's lifecycle signals say during the test."""
     heard = Facts()
     connected = []
-    for name in ("launched", "started", "succeeded", "failed", "discarded", "rejected"):
+    for name in ("launched", "started", "succeeded", "failed", "retrying", "discarded", "rejected"):
         signal = getattr(signals, f"task_{name}")
 
         def listen(sender: Any, /, _name: str = name, **said: Any) -> None:

@@ -16,6 +16,7 @@ from ..errors import (
     AddressUnknown,
     ConnectionBroken,
     NotConsumed,
+    OutboxUnavailable,
     TokenReplayed,
     TransportError,
     Unreachable,
@@ -81,7 +82,7 @@ class Loopback:
     def _post(self, url: str, envelope: Envelope, timeout: float) -> Verdict:
         state = state_of(self._app)
         now = round(time.time(), 6)
-        post = _Post(state.signing.sign(envelope, now=now), now, self._client(url))
+        post = _Post(envelope, state.signing.sign(envelope, now=now), now, self._client(url))
         posts, me = self._posts.get(), threading.get_ident()
         posts.under_way[me] = post
         try:
@@ -106,7 +107,7 @@ class Loopback:
     def _never_began(self, post: _Post, error: TransportError) -> bool:
         if isinstance(error, Unreachable) and self._address.is_own:
             return True
-        if isinstance(error, ConnectionBroken):
+        if isinstance(error, ConnectionBroken) and post.envelope.lease is None:
             return self._withdraw(post)
         return post.was_withdrawn()
 
@@ -116,9 +117,15 @@ class Loopback:
         That tells only where both look into the same record: where this process's own server
         listens, or where the last verdict said so.
         """
-        consumed = state_of(self._app).consumed
+        state = state_of(self._app)
+        consumed = state.consumed
         with post.lock:
-            if not post.is_withdrawn and (self._shares_record or self._address.is_own):
+            if post.is_withdrawn:
+                return True
+            if post.envelope.lease is not None and state.ledger is not None:
+                with suppress(OutboxUnavailable):
+                    post.is_withdrawn = state.ledger.give_back([post.envelope]) == 1
+            elif self._shares_record or self._address.is_own:
                 with suppress(TokenReplayed):
                     post.is_withdrawn = consumed.take(post.token, post.issued_at)
             return post.is_withdrawn
@@ -150,7 +157,8 @@ class Loopback:
 class _Post:
     """One POST under way. The lock is for who withdraws it: its own thread, or who recalls."""
 
-    def __init__(self, token: bytes, issued_at: float, client: Client) -> None:
+    def __init__(self, envelope: Envelope, token: bytes, issued_at: float, client: Client) -> None:
+        self.envelope = envelope
         self.token = token
         self.issued_at = issued_at
         self.client = client

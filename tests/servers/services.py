@@ -8,6 +8,8 @@ import shutil
 from typing import NoReturn
 
 import pytest
+from sqlalchemy import Engine
+from sqlalchemy.exc import DBAPIError
 
 
 def require_module(name: str) -> None:
@@ -24,6 +26,15 @@ def require_program(name: str, *, beside: str = "") -> str:
     if program is None:
         _lacks(f"The program '{name}' is not installed.")
     return program
+
+
+def require_database(kind: str, engine: Engine) -> Engine:
+    """Return ``engine``, if its server answers."""
+    try:
+        engine.connect().close()
+    except DBAPIError:
+        _lacks(f"No {kind} answers at {engine.url.host}:{engine.url.port}.")
+    return engine
 
 
 def _lacks(what: str) -> NoReturn:

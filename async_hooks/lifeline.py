@@ -1,0 +1,61 @@
+"""Who lives? A file that each relay holds locked as long as its process does.
+
+The lock is the kernel's (flock) and ends with its holder, however that dies: the others on the
+machine see it at once. What they can't see, on other machines, they learn by its silence.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from .shared_folder import place_of, shared_folder
+
+if sys.platform != "win32":
+    import fcntl
+
+
+class Lifeline:
+    """The line of the relay ``relay_id``. ``place`` is None where nobody can see it."""
+
+    def __init__(self, name: str, relay_id: str) -> None:
+        self.place: str | None = None
+        self._file: int | None = None
+        self._path: Path | None = None
+        try:
+            self._folder = shared_folder(name)
+            if self._folder is None:
+                return
+            self._path = self._folder / f"relay-{relay_id}"
+            self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self.place = place_of(self._folder)
+        except OSError:
+            self._folder = None
+
+    def has_ended(self, relay_id: str, place: str | None) -> bool:
+        """Tell whether another relay is known to be dead; false where that can't be seen."""
+        if self._folder is None or place is None or place != self.place:
+            return False
+        path = self._folder / f"relay-{relay_id}"
+        try:
+            file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+        else:
+            path.unlink(missing_ok=True)
+            return True
+        finally:
+            os.close(file)
+
+    def end(self) -> None:
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None

@@ -1,0 +1,231 @@
+"""The ledger: what the launcher, the executor and the relay write into the outbox for one app."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Collection, Sequence
+from typing import NamedTuple
+
+from ..delivery import Addition
+from ..envelope import Envelope, new_id
+from ..lifeline import Lifeline
+from ..processes import PerProcess
+from ..verdict import Verdict
+from . import store
+from .database import Database
+from .joined import Joined
+from .store import Decide, Failed, Hold, Orphan, Seen
+
+
+class Ended(NamedTuple):
+    """A run of this process that is over, and that its relay has not settled yet."""
+
+    envelope: Envelope
+    verdict: Verdict
+
+
+class Running(NamedTuple):
+    """A run in this process, and when it began on the monotonic clock."""
+
+    envelope: Envelope
+    since: float
+
+
+class Me:
+    """This process, as the outbox knows it, and what it has in hand, by delivery id.
+
+    ``held`` is what its relay claimed and has not settled, ``running`` what runs here now,
+    ``ended`` what ran here and may still wait for the relay, here or elsewhere, that sent it.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.relay_id = new_id()
+        self.pid = os.getpid()
+        self.lifeline = Lifeline(name, self.relay_id)
+        self.held: dict[str, Envelope] = {}
+        self.running: dict[str, Running] = {}
+        self.ended: dict[str, Ended] = {}
+        #: Set while a relay beats for this process: only then does it answer for what it runs.
+        self.is_beating = threading.Event()
+
+
+class Ledger:
+    """``joined`` is there where launches join the app's own transactions."""
+
+    def __init__(
+        self,
+        name: str,
+        database: Database,
+        *,
+        joined: Joined | None = None,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self.database = database
+        self.joined = joined
+        self.now = now
+        self._me = PerProcess(lambda: Me(name))
+
+    @property
+    def me(self) -> Me:
+        return self._me.get()
+
+    # -- launching
+
+    @property
+    def joins(self) -> bool:
+        return self.joined is not None
+
+    def join(self, addition: Addition) -> None:
+        """Keep ``addition`` when the app's session commits."""
+        assert self.joined is not None  # noqa: S101 - asked for by ``joins``
+        self.joined.add(addition)
+
+    def flush(self) -> None:
+        """Keep what this request launched without writing anything."""
+        if self.joined is not None:
+            self.joined.flush()
+
+    def add(self, additions: Collection[Addition], *, lease: str | None = None) -> dict[str, str]:
+        """Keep ``additions``, claimed already if there is a lease.
+
+        Return the winners' ids for those whose unique key was taken.
+
+        :raises OutboxUnavailable: if they can't be kept.
+        """
+        now = self.now()
+        hold = Hold(self.me.relay_id, lease) if lease is not None else None
+        return self.database.write(
+            lambda connection: store.add(connection, additions, now=now, hold=hold),
+            repeatable=True,
+        )
+
+    def unfinished(self, unique_key: str) -> str | None:
+        """Return the id of the unfinished delivery that has ``unique_key``."""
+        waiting = self.joined.waiting(unique_key) if self.joined is not None else None
+        if waiting is not None:
+            return waiting
+        return self.database.read(lambda connection: store.unfinished(connection, unique_key))
+
+    # -- running
+
+    def begin(self, envelope: Envelope) -> bool:
+        """Begin the attempt in this process; false if it is stale, or began before.
+
+        :raises OutboxUnavailable: if nobody can tell.
+        """
+        me = self.me
+        relay = me.relay_id if me.is_beating.is_set() else None
+        me.running[envelope.id] = Running(envelope, time.monotonic())
+        try:
+            begun = self.database.write(
+                lambda connection: store.begin(connection, envelope, relay=relay, now=self.now())
+            )
+        except BaseException:
+            del me.running[envelope.id]
+            raise
+        if not begun:
+            del me.running[envelope.id]
+        return begun
+
+    def complete(
+        self, envelope: Envelope, result: str | None, additions: Collection[Addition] = ()
+    ) -> bool:
+        """Write that the attempt succeeded, with what the app's session has written if joined.
+
+        :raises OutboxUnavailable: if it can't be written.
+        """
+
+        def body(connection: object) -> bool:
+            return store.complete(
+                connection,  # type: ignore[arg-type]
+                envelope,
+                result=result,
+                additions=additions,
+                now=self.now(),
+            )
+
+        if self.joined is not None:
+            return self.joined.complete(body)
+        return self.database.write(body)
+
+    def complete_alone(self, envelope: Envelope) -> bool:
+        """Write that the attempt succeeded, whose own process could not."""
+        return self.database.write(
+            lambda connection: store.complete(connection, envelope, result=None, now=self.now())
+        )
+
+    def end(self, envelope: Envelope, verdict: Verdict) -> None:
+        """Note that the run is over, whatever became of it."""
+        me = self.me
+        me.running.pop(envelope.id, None)
+        if not verdict.is_kept:
+            me.ended[envelope.id] = Ended(envelope, verdict)
+
+    # -- relaying
+
+    def claim(
+        self,
+        lease: str,
+        kinds: Collection[tuple[str, str]],
+        limit: int,
+        queues: Sequence[str] | None = None,
+    ) -> list[Envelope]:
+        hold = Hold(self.me.relay_id, lease)
+        return self.database.write(
+            lambda connection: store.claim(
+                connection, hold, kinds=kinds, limit=limit, now=self.now(), queues=queues
+            )
+        )
+
+    def give_back(
+        self, envelopes: Collection[Envelope], *, begun: bool = False, after: float | None = None
+    ) -> int:
+        """Let them be claimed again, ``after`` so many seconds; return how many still were ours."""
+
+        def body(connection: object) -> int:
+            return sum(
+                store.give_back(
+                    connection,  # type: ignore[arg-type]
+                    envelope,
+                    begun=begun,
+                    run_at=None if after is None else self.now() + after,
+                )
+                for envelope in envelopes
+            )
+
+        return self.database.write(body)
+
+    def fail(
+        self, envelope: Envelope, error: str, decide: Decide, *, crashed: bool = False
+    ) -> Failed | None:
+        return self.database.write(
+            lambda connection: store.fail(
+                connection, envelope, error, decide, crashed=crashed, now=self.now()
+            )
+        )
+
+    def beat(self, trouble: str | None) -> list[Seen]:
+        """Show that this process lives; return the others that have not signed off."""
+        me = self.me
+        return self.database.write(
+            lambda connection: store.beat(
+                connection,
+                me.relay_id,
+                host=os.uname().nodename,
+                pid=me.pid,
+                place=me.lifeline.place,
+                trouble=trouble,
+                now=self.now(),
+            )
+        )
+
+    def held_by(self, relay: str) -> list[Orphan]:
+        return self.database.read(lambda connection: store.held_by(connection, relay))
+
+    def sign_off(self, relay: str) -> None:
+        self.database.write(lambda connection: store.sign_off(connection, relay), repeatable=True)
+
+    def purge(self, before: float) -> int:
+        return self.database.write(lambda connection: store.purge(connection, before=before))

@@ -1,0 +1,554 @@
+"""The statements: each function is one step of a delivery's life, inside one transaction.
+
+Whoever executes a delivery holds it by its *lease*, a text that no other claim has. Every write
+of an attempt names the id, the attempt and the lease, and changes nothing unless all three still
+hold. ``attempts`` counts the attempts that began: a delivery claimed for attempt 3 has 2 until
+the endpoint begins it, so "begun" and "not begun" can be told apart, whoever died.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Any, NamedTuple
+
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    and_,
+    delete,
+    false,
+    func,
+    insert,
+    or_,
+    select,
+    tuple_,
+    update,
+)
+from sqlalchemy.dialects import postgresql, sqlite
+
+from ..delivery import FINAL, Addition, DeliveryState
+from ..envelope import Envelope, Origin
+from ..errors import OutboxUnavailable
+from .schema import deliveries, pauses, relays
+
+_d = deliveries.c
+_UNFINISHED = (DeliveryState.AVAILABLE, DeliveryState.EXECUTING)
+_UNSUCCESSFUL = (DeliveryState.AVAILABLE, DeliveryState.DISCARDED, DeliveryState.CANCELLED)
+
+#: How often a unique key that was taken may come free in between.
+_TRIES = 5
+
+#: Rows of one transaction, where there may be any number.
+BATCH = 500
+
+
+class Hold(NamedTuple):
+    """By whom and by which claim a delivery is executed."""
+
+    relay: str
+    lease: str
+
+
+# -- adding ---------------------------------------------------------------------------------------
+
+
+def add(
+    connection: Connection, additions: Collection[Addition], *, now: float, hold: Hold | None = None
+) -> dict[str, str]:
+    """Add deliveries; with ``hold``, claimed already.
+
+    Return, for each whose ``unique_key`` an unfinished delivery has, the id of that one instead.
+    What is there already, by its id, stays as it is.
+    """
+    lost: dict[str, str] = {}
+    for addition in additions:
+        winner = _insert(connection, addition, _row(addition, now, hold))
+        if winner != addition.envelope.id:
+            lost[addition.envelope.id] = winner
+    return lost
+
+
+def _insert(connection: Connection, addition: Addition, row: dict[str, Any]) -> str:
+    """Insert ``row`` unless it is there, or its unique key is taken; return the id that holds."""
+    key = addition.terms.unique_key
+    for _ in range(_TRIES):
+        if connection.execute(_insert_or_ignore(connection), row).rowcount == 1 or key is None:
+            return addition.envelope.id
+        winner = unfinished(connection, key)
+        if winner is not None:
+            return winner  # Else it finished just now, and ours may go.
+    raise OutboxUnavailable(f"The unique key of envelope {addition.envelope.id!r} is fought over.")
+
+
+def unfinished(connection: Connection, unique_key: str) -> str | None:
+    """Return the id of the unfinished delivery that has ``unique_key``."""
+    found: str | None = connection.execute(
+        select(_d.id).where(_d.unique_key == unique_key)
+    ).scalar_one_or_none()
+    return found
+
+
+def _insert_or_ignore(connection: Connection) -> Any:
+    match connection.dialect.name:
+        case "sqlite":
+            return sqlite.insert(deliveries).on_conflict_do_nothing()
+        case "postgresql":
+            return postgresql.insert(deliveries).on_conflict_do_nothing()
+    return insert(deliveries).prefix_with("IGNORE")
+
+
+def _row(addition: Addition, now: float, hold: Hold | None) -> dict[str, Any]:
+    envelope, terms = addition
+    return {
+        "id": envelope.id,
+        "parent_id": envelope.parent_id,
+        "task": envelope.task,
+        "receiver": envelope.receiver or "",
+        "queue": terms.queue,
+        "priority": envelope.priority,
+        "state": DeliveryState.AVAILABLE if hold is None else DeliveryState.EXECUTING,
+        "run_at": now if terms.run_at is None else terms.run_at,
+        "attempts": 0,
+        "crashes": 0,
+        "relay": hold and hold.relay,
+        "lease": hold and hold.lease,
+        "body": envelope.body,
+        "context": json.dumps(
+            [envelope.depth, envelope.budget, envelope.user, envelope.carried, *envelope.origin],
+            separators=(",", ":"),
+        ),
+        "unique_key": terms.unique_key,
+        "ref": terms.ref,
+        "created_at": now,
+        "started_at": None,
+        "finished_at": None,
+        "error": None,
+        "result": None,
+    }
+
+
+# -- claiming -------------------------------------------------------------------------------------
+
+
+def claim(
+    connection: Connection,
+    hold: Hold,
+    *,
+    kinds: Collection[tuple[str, str]],
+    limit: int,
+    now: float,
+    queues: Sequence[str] | None = None,
+) -> list[Envelope]:
+    """Take up to ``limit`` due deliveries of the ``kinds``, (task, receiver), that are known.
+
+    In order of priority, ``run_at`` and id; of ``queues``, in that order, if they are named.
+    Paused queues are left alone.
+    """
+    taken: list[Any] = []
+    for lanes in _lanes(connection, queues):
+        if len(taken) >= limit:
+            break
+        due: list[Any] = []
+        for queue, priority in lanes:
+            due += connection.execute(
+                select(deliveries)
+                .where(
+                    _d.state == DeliveryState.AVAILABLE,
+                    _d.queue == queue,
+                    _d.priority == priority,
+                    _d.run_at <= now,
+                    tuple_(_d.task, _d.receiver).in_(list(kinds)) if kinds else false(),
+                )
+                .order_by(_d.run_at, _d.id)
+                .limit(limit - len(taken))
+                .with_for_update(skip_locked=True)
+            ).all()
+        due.sort(key=lambda row: (row.run_at, row.id))
+        taken += due[: limit - len(taken)]
+    if taken:
+        connection.execute(
+            update(deliveries)
+            .where(_d.id.in_([row.id for row in taken]))
+            .values(
+                state=DeliveryState.EXECUTING,
+                relay=hold.relay,
+                lease=hold.lease,
+                started_at=None,
+            )
+        )
+    return [_envelope(row, hold.lease) for row in taken]
+
+
+def _lanes(connection: Connection, queues: Sequence[str] | None) -> Iterable[list[tuple[str, int]]]:
+    """Return the (queue, priority) pairs in which something waits, in groups of equal rank.
+
+    Each is found by one look at the index, however many rows wait in it.
+    """
+    paused = set(connection.execute(select(pauses.c.queue)).scalars())
+    lanes: list[tuple[str, int]] = []
+    last: tuple[str, int] | None = None
+    while True:
+        waiting = _d.state == DeliveryState.AVAILABLE
+        if last is not None:
+            queue, priority = last
+            waiting &= or_(_d.queue > queue, and_(_d.queue == queue, _d.priority > priority))
+        found = connection.execute(
+            select(_d.queue, _d.priority).where(waiting).order_by(_d.queue, _d.priority).limit(1)
+        ).first()
+        if found is None:
+            break
+        last = (found.queue, found.priority)
+        if found.queue not in paused and (queues is None or found.queue in queues):
+            lanes.append(last)
+    ranks: dict[tuple[int, int], list[tuple[str, int]]] = {}
+    for lane in lanes:
+        rank = (queues.index(lane[0]) if queues is not None else 0, lane[1])
+        ranks.setdefault(rank, []).append(lane)
+    return [ranks[rank] for rank in sorted(ranks)]
+
+
+def _envelope(row: Any, lease: str) -> Envelope:
+    depth, budget, user, carried, *origin = json.loads(row.context)
+    return Envelope(
+        id=row.id,
+        task=row.task,
+        body=row.body,
+        attempt=row.attempts + 1,
+        depth=depth,
+        budget=budget,
+        user=user,
+        carried=carried,
+        origin=Origin(*origin),
+        parent_id=row.parent_id,
+        receiver=row.receiver or None,
+        priority=row.priority,
+        lease=lease,
+    )
+
+
+# -- an attempt -----------------------------------------------------------------------------------
+
+
+def begin(connection: Connection, envelope: Envelope, *, relay: str | None, now: float) -> bool:
+    """Begin the attempt, once; false if it began before or is no longer its holder's.
+
+    From now on it lives as long as the process of ``relay``, which executes it.
+    """
+    owner: dict[str, Any] = {} if relay is None else {"relay": relay}
+    fence = _held(envelope, begun=False)
+    return _moved(connection, fence, attempts=envelope.attempt, started_at=now, **owner)
+
+
+def complete(
+    connection: Connection,
+    envelope: Envelope,
+    *,
+    result: str | None,
+    additions: Collection[Addition] = (),
+    now: float,
+) -> bool:
+    """Complete the attempt, and add what it launched or was split into; false if it is stale."""
+    parent_id = _lock_awaiting_parent(connection, envelope)
+    is_split = any(addition.envelope.parent_id == envelope.id for addition in additions)
+    values: dict[str, Any] = {} if is_split else {"unique_key": None}
+    done = _moved(
+        connection,
+        _held(envelope, begun=True),
+        state=DeliveryState.COMPLETED,
+        relay=None,
+        lease=None,
+        finished_at=now,
+        error=None,
+        result=result,
+        **values,
+    )
+    if done:
+        add(connection, additions, now=now)
+        _release_parent(connection, parent_id)
+    return done
+
+
+def give_back(
+    connection: Connection, envelope: Envelope, *, begun: bool, run_at: float | None
+) -> bool:
+    """Let it be claimed again with no attempt used, at ``run_at`` or as before.
+
+    ``begun`` says that it may have begun, and is known to have come to nothing.
+    """
+    fence = _held(envelope, begun=False)
+    if begun:
+        fence = or_(fence, _held(envelope, begun=True))
+    later = {} if run_at is None else {"run_at": run_at}
+    return _moved(
+        connection,
+        fence,
+        state=DeliveryState.AVAILABLE,
+        attempts=envelope.attempt - 1,
+        **later,
+        relay=None,
+        lease=None,
+    )
+
+
+class Failed(NamedTuple):
+    """``run_at`` is when it will be tried again; None: discarded."""
+
+    run_at: float | None
+
+
+#: Given the failures and crashes so far, this one included, says when to try again, or None.
+Decide = Callable[[int, int], float | None]
+
+
+def fail(
+    connection: Connection,
+    envelope: Envelope,
+    error: str,
+    decide: Decide,
+    *,
+    crashed: bool = False,
+    now: float,
+) -> Failed | None:
+    """End the attempt, that began, without success; None if it is stale."""
+    parent_id = _lock_awaiting_parent(connection, envelope)
+    fence = _held(envelope, begun=True)
+    row = connection.execute(
+        select(_d.attempts, _d.crashes).where(fence).with_for_update()
+    ).one_or_none()
+    if row is None:
+        return None
+    crashes = row.crashes + crashed
+    run_at = decide(row.attempts - crashes, crashes)
+    values: dict[str, Any] = {"state": DeliveryState.AVAILABLE, "run_at": run_at}
+    if run_at is None:
+        values = {"state": DeliveryState.DISCARDED, "finished_at": now, "unique_key": None}
+    _moved(connection, fence, relay=None, lease=None, error=error, crashes=crashes, **values)
+    if run_at is None:
+        _release_parent(connection, parent_id)
+    return Failed(run_at)
+
+
+def _held(envelope: Envelope, *, begun: bool) -> ColumnElement[bool]:
+    """The fence: what holds as long as this attempt is the delivery's one and only."""
+    return and_(
+        _d.id == envelope.id,
+        _d.state == DeliveryState.EXECUTING,
+        _d.lease == envelope.lease,
+        _d.attempts == (envelope.attempt if begun else envelope.attempt - 1),
+    )
+
+
+def _moved(connection: Connection, fence: ColumnElement[bool], **values: Any) -> bool:
+    return connection.execute(update(deliveries).where(fence).values(**values)).rowcount == 1
+
+
+def _lock_awaiting_parent(connection: Connection, child: Envelope) -> str | None:
+    """Lock, and return, the parent whose unique key waits for ``child``: one child is the last."""
+    if child.parent_id is None:
+        return None
+    awaiting = select(_d.id).where(_d.id == child.parent_id, _d.unique_key.is_not(None))
+    found: str | None = connection.execute(awaiting.with_for_update()).scalar_one_or_none()
+    return found
+
+
+def _release_parent(connection: Connection, parent_id: str | None) -> None:
+    """Free the unique key of a parent whose last child has finished."""
+    if parent_id is None:
+        return
+    waits = select(_d.id).where(_d.parent_id == parent_id, _d.state.in_(_UNFINISHED)).limit(1)
+    if connection.execute(waits).first() is None:
+        _moved(connection, _d.id == parent_id, unique_key=None)
+
+
+# -- relays ---------------------------------------------------------------------------------------
+
+
+class Seen(NamedTuple):
+    """A relay as its row shows it. ``beat`` changes as long as it lives."""
+
+    id: str
+    host: str
+    pid: int
+    place: str | None
+    beat: int
+    started_at: float
+    seen_at: float
+    trouble: str | None
+
+
+def beat(
+    connection: Connection,
+    relay: str,
+    *,
+    host: str,
+    pid: int,
+    place: str | None,
+    trouble: str | None,
+    now: float,
+) -> list[Seen]:
+    """Show that ``relay`` lives, and return all the others."""
+    alive = {"beat": relays.c.beat + 1, "seen_at": now, "trouble": trouble}
+    if not connection.execute(update(relays).where(relays.c.id == relay).values(**alive)).rowcount:
+        row = {"id": relay, "host": host, "pid": pid, "place": place, "started_at": now}
+        connection.execute(insert(relays).values(beat=1, seen_at=now, trouble=trouble, **row))
+    return [seen for seen in all_relays(connection) if seen.id != relay]
+
+
+def all_relays(connection: Connection) -> list[Seen]:
+    return [Seen(*row) for row in connection.execute(select(relays).order_by(relays.c.id))]
+
+
+def sign_off(connection: Connection, relay: str) -> None:
+    connection.execute(delete(relays).where(relays.c.id == relay))
+
+
+class Orphan(NamedTuple):
+    """A delivery whose holder died, or forgot it."""
+
+    envelope: Envelope
+    has_begun: bool
+
+
+def held_by(connection: Connection, relay: str) -> list[Orphan]:
+    """Return what ``relay`` executes, as far as the table knows."""
+    rows = connection.execute(
+        select(deliveries)
+        .where(_d.relay == relay, _d.state == DeliveryState.EXECUTING)
+        .order_by(_d.id)
+        .limit(BATCH)
+    ).all()
+    orphans = []
+    for row in rows:
+        begun = row.started_at is not None
+        envelope = _envelope(row, row.lease)
+        orphans.append(Orphan(envelope._replace(attempt=row.attempts + (not begun)), begun))
+    return orphans
+
+
+# -- looking after them ---------------------------------------------------------------------------
+
+
+def find(
+    connection: Connection,
+    *,
+    ids: Collection[str] | None = None,
+    ref: str | None = None,
+    state: str | None = None,
+    task: str | None = None,
+    queue: str | None = None,
+    limit: int | None = None,
+) -> list[Any]:
+    """Return rows, newest first."""
+    query = select(deliveries).order_by(_d.created_at.desc(), _d.id.desc()).limit(limit)
+    if ids is not None:
+        query = query.where(_d.id.in_(list(ids)))
+    wanted = {_d.ref: ref, _d.state: state, _d.task: task, _d.queue: queue}
+    for column, value in wanted.items():
+        if value is not None:
+            query = query.where(column == value)
+    return list(connection.execute(query).all())
+
+
+def counts(connection: Connection) -> dict[str, int]:
+    rows = connection.execute(select(_d.state, func.count()).group_by(_d.state))
+    return {str(state): number for state, number in rows}
+
+
+def backlog(connection: Connection) -> list[tuple[str, str, int, float]]:
+    """Return task, receiver, how many are unfinished, and when the first of them is due."""
+    rows = connection.execute(
+        select(_d.task, _d.receiver, func.count(), func.min(_d.run_at))
+        .where(_d.state.in_(_UNFINISHED))
+        .group_by(_d.task, _d.receiver)
+        .order_by(_d.task, _d.receiver)
+    )
+    return [(task, receiver, number, due) for task, receiver, number, due in rows]
+
+
+def oldest_due(connection: Connection, *, now: float) -> float | None:
+    """Return since when the longest waiting delivery is due, in queues that are not paused."""
+    found: float | None = connection.execute(
+        select(func.min(_d.run_at)).where(
+            _d.state == DeliveryState.AVAILABLE,
+            _d.run_at <= now,
+            _d.queue.not_in(select(pauses.c.queue)),
+        )
+    ).scalar()
+    return found
+
+
+def paused(connection: Connection) -> list[str]:
+    return list(connection.execute(select(pauses.c.queue).order_by(pauses.c.queue)).scalars())
+
+
+def retry(connection: Connection, delivery_id: str, *, now: float) -> int:
+    """Make it due at once, with all its attempts before it; return how many that are.
+
+    Of a fan-out, the children that did not succeed are. What executes is left alone.
+    """
+    children = select(_d.id).where(_d.parent_id == delivery_id).limit(1)
+    which = and_(_d.id == delivery_id, _d.state != DeliveryState.EXECUTING)
+    if connection.execute(children).first() is not None:
+        which = and_(_d.parent_id == delivery_id, _d.state.in_(_UNSUCCESSFUL))
+    return connection.execute(
+        update(deliveries)
+        .where(which)
+        .values(
+            state=DeliveryState.AVAILABLE,
+            run_at=now,
+            attempts=0,
+            crashes=0,
+            finished_at=None,
+            result=None,
+        )
+    ).rowcount
+
+
+def cancel(connection: Connection, delivery_id: str, *, now: float) -> bool:
+    """End it and its children, whatever they do now; false if all of them had finished.
+
+    An attempt that runs can't be stopped, but what it says no longer counts.
+    """
+    mine = or_(_d.id == delivery_id, _d.parent_id == delivery_id)
+    ended = connection.execute(
+        update(deliveries)
+        .where(mine, _d.state.in_(_UNFINISHED))
+        .values(
+            state=DeliveryState.CANCELLED,
+            relay=None,
+            lease=None,
+            finished_at=now,
+            unique_key=None,
+        )
+    ).rowcount
+    parent_id = connection.execute(
+        select(_d.parent_id).where(_d.id == delivery_id)
+    ).scalar_one_or_none()
+    for waiting in (parent_id, delivery_id):
+        _release_parent(connection, waiting)
+    return ended > 0
+
+
+def pause(connection: Connection, queue: str, *, now: float) -> None:
+    if queue not in paused(connection):
+        connection.execute(insert(pauses).values(queue=queue, paused_at=now))
+
+
+def resume(connection: Connection, queue: str) -> None:
+    connection.execute(delete(pauses).where(pauses.c.queue == queue))
+
+
+def purge(connection: Connection, *, before: float) -> int:
+    """Delete a batch of those that finished ``before``; return how many they were."""
+    ids = connection.execute(
+        select(_d.id)
+        .where(_d.finished_at < before, _d.state.in_(FINAL), _d.unique_key.is_(None))
+        .order_by(_d.finished_at)
+        .limit(BATCH)
+        .with_for_update(skip_locked=True)
+    ).scalars()
+    found = list(ids)
+    if found:
+        connection.execute(delete(deliveries).where(_d.id.in_(found)))
+    return len(found)
