@@ -32,6 +32,7 @@ from flask import Flask
 from .config import Config
 from .envelope import Envelope, new_id
 from .errors import OutboxUnavailable, TransportError
+from .in_hand import Held, InHand
 from .processes import PerProcess
 from .receivers import backoff_of, kinds_of, max_attempts_of, timeout_of
 from .settlement import Breaker, Rule, Then, rule_for
@@ -40,7 +41,7 @@ from .state import state_of
 from .verdict import Verdict
 
 if TYPE_CHECKING:  # What SQLAlchemy is needed for is made elsewhere.
-    from .outbox.ledger import Ledger, Me
+    from .outbox.ledger import Ledger
     from .outbox.store import Failed, Orphan, Seen
 
 #: Seconds between two looks for what other processes have added.
@@ -53,7 +54,16 @@ _SILENT_BEATS = 3
 _PURGE_EVERY = 60.0
 
 #: The most seconds between two tries after the loop failed.
-_LONGEST_PAUSE = 30.0
+_LONGEST_PAUSE = 5.0
+
+#: Envelopes for each sender that may lie in memory or travel.
+_AHEAD = 4
+
+#: Seconds after which what waits or travels does so for long.
+_SOON = 0.1
+
+#: Seconds that a kind is left alone after a process said that it does not know it.
+_PARKED = 30.0
 
 logger = logging.getLogger("async_hooks")
 
@@ -81,8 +91,6 @@ class Claims:
         self._ledger = ledger
         self._take = take
         self._clock = clock
-        #: Envelopes that lie in memory or travel: enough to keep every sender busy.
-        self._room = 4 * config.concurrency
         self._loop = PerProcess(_Loop)
 
     def start(self) -> None:
@@ -99,24 +107,53 @@ class Claims:
                     loop.thread = thread
 
     def wake(self) -> None:
-        self._loop.get().wakeup.set()
+        loop = self._loop.get()
+        loop.has_more = True
+        loop.wakeup.set()
 
-    def reserve(self, envelope_id: str) -> str | None:
-        """Return a lease for a delivery that is about to be added; None if there is no room."""
+    def reserve(self, envelope: Envelope) -> Envelope | None:
+        """Return ``envelope``, about to be added, with a lease of ours; None without room."""
         loop, held = self._loop.get(), self._ledger.me.held
         is_ready = self._ledger.me.is_beating.is_set() and not loop.stopping.is_set()
-        if not is_ready or loop.breaker.trouble is not None or len(held) >= self._room:
+        if not is_ready or loop.breaker.trouble is not None or self._room() <= 0:
             return None
-        lease = new_id()
-        held[envelope_id] = _PENDING
-        return lease
+        leased = envelope._replace(lease=new_id())
+        held[envelope.id] = Held(leased, is_ready=False)
+        return leased
 
     def release(self, envelope_id: str) -> None:
         self._ledger.me.held.pop(envelope_id, None)
 
     def take_over(self, envelope: Envelope) -> None:
-        """Hold what was added under a lease of ours, now that it is."""
-        self._ledger.me.held[envelope.id] = envelope
+        """Have what was reserved carried, now that its response is gone."""
+        held = self._ledger.me.held.get(envelope.id)
+        if held is not None and held.envelope is envelope:  # Else it was given back meanwhile.
+            held.is_ready = True
+            self._take(envelope)
+
+    def set_out(self, envelope: Envelope) -> bool:
+        """Note that a sender takes ``envelope``; false if it was given back meanwhile."""
+        held = self._ledger.me.held.get(envelope.id)
+        if held is None or held.envelope is not envelope:
+            return False
+        held.set_out_at = time.monotonic()
+        return True
+
+    def _room(self) -> int:
+        """Return how much more this process may hold.
+
+        What waits here waits for our senders alone; in the table, any process can have it.
+        """
+        if self._is_stuck():
+            return 0
+        return _AHEAD * self._config.concurrency - len(self._ledger.me.held)
+
+    def _is_stuck(self) -> bool:
+        """Tell whether every sender has been busy with the same envelope for a while."""
+        soon = time.monotonic() - _SOON
+        out = [one.set_out_at for one in list(self._ledger.me.held.values())]
+        stuck = sum(set_out_at is not None and set_out_at < soon for set_out_at in out)
+        return stuck >= self._config.concurrency
 
     # -- settling
 
@@ -136,7 +173,8 @@ class Claims:
                 loop.ended.wait(pause * uniform(0.5, 1.5))  # noqa: S311
                 pause = min(2 * pause, 2.0)
         self.release(envelope.id)
-        loop.wakeup.set()
+        if loop.has_more:
+            loop.wakeup.set()
 
     def _settle(self, envelope: Envelope, ending: Verdict | TransportError | None) -> None:
         loop, rule = self._loop.get(), rule_for(ending)
@@ -162,7 +200,7 @@ class Claims:
             )
         elif rule.then is Then.PARK:
             kind = (envelope.task, envelope.receiver or "")
-            loop.parked[kind] = self._clock.monotonic() + _LONGEST_PAUSE
+            loop.parked[kind] = self._clock.monotonic() + _PARKED
             logger.warning("Envelope %s waits for code that knows it: %s", envelope.id, error)
             self._ledger.give_back([envelope], begun=True)
         elif rule.then is Then.WAIT:  # The endpoint itself says that the attempt came to nothing.
@@ -233,7 +271,7 @@ class Claims:
                 loop.stopping.wait(pause * uniform(0.5, 1.5))  # noqa: S311
             else:
                 loop.trouble = None
-                loop.wakeup.wait(POLL * uniform(0.8, 1.2))  # noqa: S311
+                loop.wakeup.wait(min(POLL * uniform(0.8, 1.2), loop.next_due))  # noqa: S311
                 loop.wakeup.clear()
         while not loop.ended.is_set():  # What still runs must not be taken for dead.
             with suppress(OutboxUnavailable):
@@ -269,6 +307,17 @@ class Claims:
                 del loop.watched[envelope.id]
                 self._fail(envelope, Rule(Then.RETRY), "Nobody said what became of it.")
         self._check_time(loop)
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Give back what would wait here for long: for a sender, or for its response to end."""
+        held = list(self._ledger.me.held.values())
+        limit = _SOON if self._is_stuck() else POLL
+        self.give_back(
+            one.envelope
+            for one in held
+            if one.set_out_at is None and time.monotonic() - one.since > limit
+        )
 
     def _check_time(self, loop: _Loop) -> None:
         """Fail what runs here for too long; its thread goes on, and keeps its place."""
@@ -284,16 +333,23 @@ class Claims:
     def _claim(self, loop: _Loop) -> None:
         now = self._clock.monotonic()
         held = self._ledger.me.held
-        room = self._room - len(held)
+        room = self._room()
+        loop.next_due = POLL
         if room <= 0 or loop.breaker.is_open(now):
             return
         if loop.breaker.trouble is not None:
             room = 1  # One goes ahead, to see whether anything arrives again.
+        loop.has_more = False
         loop.parked = {kind: until for kind, until in loop.parked.items() if until > now}
         kinds = kinds_of(state_of(self._app)) - loop.parked.keys()
-        for envelope in self._ledger.claim(new_id(), kinds, room):
-            held[envelope.id] = envelope
+        claimed = self._ledger.claim(new_id(), kinds, room)
+        for envelope in claimed:
+            held[envelope.id] = Held(envelope, is_ready=True)
             self._take(envelope)
+        if len(claimed) == room:
+            loop.has_more = True
+        else:
+            loop.next_due = self._ledger.next_due() or POLL
 
     def _check_own(self, loop: _Loop) -> None:
         """Settle what the table says is ours and nobody here remembers."""
@@ -313,7 +369,7 @@ class Claims:
         me, known = self._ledger.me, orphan.envelope.id
         return known in me.held or known in me.running or known in loop.watched
 
-    def _settle_ended(self, me: Me, orphan: Orphan) -> None:
+    def _settle_ended(self, me: InHand, orphan: Orphan) -> None:
         """Settle what ran here, or was to run, and whose sender is gone."""
         ended = me.ended.get(orphan.envelope.id)
         if not orphan.has_begun:
@@ -350,13 +406,12 @@ class Claims:
 
     def give_back(self, envelopes: Iterable[Envelope]) -> None:
         """Let others have what no sender has taken."""
-        envelopes = list(envelopes)
+        envelopes = [each for each in envelopes if self._ledger.me.held.pop(each.id, None)]
         try:
-            self._ledger.give_back(envelopes)
+            if envelopes:
+                self._ledger.give_back(envelopes)
         except OutboxUnavailable as error:
-            logger.warning("What waits here goes back when this process is gone: %s", error)
-        for envelope in envelopes:
-            self.release(envelope.id)
+            logger.warning("What waits here goes back a little later: %s", error)
 
     def end(self) -> None:
         """Stop living; what still runs here is left to the others once the process is gone."""
@@ -383,6 +438,10 @@ class _Loop:
         self.breaker = Breaker()
         self.trouble: str | None = None
         self.beat_at = self.purge_at = float("-inf")
+        #: Whether more was due than there was room for.
+        self.has_more = False
+        #: Seconds until something is due that no one will wake us for.
+        self.next_due = POLL
         self.others: dict[str, _Silent] = {}
         self.missing: set[str] = set()
         self.parked: dict[tuple[str, str], float] = {}
@@ -408,10 +467,6 @@ def _watched(others: Iterable[Seen], before: dict[str, _Silent]) -> dict[str, _S
         else:
             now[seen.id] = _Silent(seen)
     return now
-
-
-#: Stands for an envelope whose row is just being added.
-_PENDING = Envelope(id="", task="", body="null")
 
 
 def _in_words(ending: Verdict | TransportError | None) -> str:

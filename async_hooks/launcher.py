@@ -213,24 +213,24 @@ def keep(state: State, additions: Sequence[Addition]) -> Mapping[str, str]:
     assert state.ledger is not None  # noqa: S101 - asked by all who come here
     only = additions[0].envelope if len(additions) == 1 else None
     is_due = only is not None and additions[0].terms.run_at is None
-    lease = state.relay.reserve(only.id) if only is not None and is_due else None
+    leased = state.relay.reserve(only) if only is not None and is_due else None
     try:
-        lost = state.ledger.add(additions, lease=lease)
+        lost = state.ledger.add(additions, lease=leased.lease if leased is not None else None)
     except OutboxUnavailable as error:
-        if only is not None and lease is not None:
-            state.relay.release(only.id)
+        if leased is not None:
+            state.relay.release(leased.id)
         if state.config.outbox_down is None:
             raise
         logger.error("What is launched now goes unkept, by loopback: %s", one_line(error))
         for addition in additions:
             state.launcher.hand_over(addition.envelope)
         return {}
-    if only is None or lease is None:
+    if leased is None:
         wake(state.app)
-    elif only.id in lost:
-        state.relay.release(only.id)
+    elif leased.id in lost:
+        state.relay.release(leased.id)
     else:
-        state.launcher.hand_over(only._replace(lease=lease))
+        state.launcher.hand_over(leased)
     return lost
 
 

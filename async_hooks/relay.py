@@ -81,13 +81,13 @@ class Relay:
 
     def wake(self) -> None:
         """Say that deliveries may wait in the outbox."""
-        if self._claims is not None and self._config.relay:
+        if self._claims is not None and self._config.relay and not self._app.testing:
             self.start()
             self._claims.wake()
 
-    def reserve(self, envelope_id: str) -> str | None:
-        """Return a lease for a delivery that this process will carry; None if it has no room."""
-        return self._claims.reserve(envelope_id) if self._claims is not None else None
+    def reserve(self, envelope: Envelope) -> Envelope | None:
+        """Return ``envelope`` with a lease, to be carried by this process; None without room."""
+        return self._claims.reserve(envelope) if self._claims is not None else None
 
     def release(self, envelope_id: str) -> None:
         """Give up the place that was reserved."""
@@ -99,7 +99,6 @@ class Relay:
         crew = self._crew.get()
         if envelope.lease is not None and self._claims is not None:
             self._claims.take_over(envelope)
-            self.take(envelope)
             return
         if not crew.threads and not self._start(crew):
             self._overflow(envelope, "No thread could be started. Is there a limit on threads?")
@@ -206,6 +205,8 @@ class Relay:
             del running[key]
 
     def _deliver(self, envelope: Envelope, crew: _Crew) -> None:
+        if envelope.lease is not None and self._claims and not self._claims.set_out(envelope):
+            return
         ending: Verdict | TransportError | None
         try:
             ending = self._carried(envelope, crew)
@@ -295,7 +296,7 @@ class Immediate:
         self._app = app
         self._transport = transport
 
-    def reserve(self, envelope_id: str) -> str | None:
+    def reserve(self, envelope: Envelope) -> Envelope | None:
         return None
 
     def release(self, envelope_id: str) -> None: ...

@@ -40,8 +40,8 @@ class Relay(Protocol):
 
     def put(self, envelope: Envelope) -> None: ...
 
-    def reserve(self, envelope_id: str) -> str | None:
-        """Return a lease for a delivery that this process will carry; None if it has no room."""
+    def reserve(self, envelope: Envelope) -> Envelope | None:
+        """Return ``envelope`` with a lease, to be carried by this process; None without room."""
         ...
 
     def release(self, envelope_id: str) -> None:

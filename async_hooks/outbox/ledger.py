@@ -3,52 +3,18 @@
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Callable, Collection, Sequence
-from typing import NamedTuple
 
 from ..delivery import Addition
-from ..envelope import Envelope, new_id
-from ..lifeline import Lifeline
+from ..envelope import Envelope
+from ..in_hand import Ended, InHand, Running
 from ..processes import PerProcess
 from ..verdict import Verdict
 from . import store
 from .database import Database
 from .joined import Joined
 from .store import Decide, Failed, Hold, Orphan, Seen
-
-
-class Ended(NamedTuple):
-    """A run of this process that is over, and that its relay has not settled yet."""
-
-    envelope: Envelope
-    verdict: Verdict
-
-
-class Running(NamedTuple):
-    """A run in this process, and when it began on the monotonic clock."""
-
-    envelope: Envelope
-    since: float
-
-
-class Me:
-    """This process, as the outbox knows it, and what it has in hand, by delivery id.
-
-    ``held`` is what its relay claimed and has not settled, ``running`` what runs here now,
-    ``ended`` what ran here and may still wait for the relay, here or elsewhere, that sent it.
-    """
-
-    def __init__(self, name: str) -> None:
-        self.relay_id = new_id()
-        self.pid = os.getpid()
-        self.lifeline = Lifeline(name, self.relay_id)
-        self.held: dict[str, Envelope] = {}
-        self.running: dict[str, Running] = {}
-        self.ended: dict[str, Ended] = {}
-        #: Set while a relay beats for this process: only then does it answer for what it runs.
-        self.is_beating = threading.Event()
 
 
 class Ledger:
@@ -65,10 +31,10 @@ class Ledger:
         self.database = database
         self.joined = joined
         self.now = now
-        self._me = PerProcess(lambda: Me(name))
+        self._me = PerProcess(lambda: InHand(name))
 
     @property
-    def me(self) -> Me:
+    def me(self) -> InHand:
         return self._me.get()
 
     # -- launching
@@ -178,6 +144,12 @@ class Ledger:
                 connection, hold, kinds=kinds, limit=limit, now=self.now(), queues=queues
             )
         )
+
+    def next_due(self) -> float | None:
+        """Return in how many seconds something will be due."""
+        now = self.now()
+        due = self.database.read(lambda connection: store.next_due(connection, now=now))
+        return None if due is None else due - now
 
     def give_back(
         self, envelopes: Collection[Envelope], *, begun: bool = False, after: float | None = None

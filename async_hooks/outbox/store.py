@@ -166,10 +166,11 @@ def claim(
             ).all()
         due.sort(key=lambda row: (row.run_at, row.id))
         taken += due[: limit - len(taken)]
-    if taken:
+    envelopes = _readable(connection, taken, hold.lease, now)
+    if envelopes:
         connection.execute(
             update(deliveries)
-            .where(_d.id.in_([row.id for row in taken]))
+            .where(_d.id.in_([envelope.id for envelope in envelopes]))
             .values(
                 state=DeliveryState.EXECUTING,
                 relay=hold.relay,
@@ -177,7 +178,48 @@ def claim(
                 started_at=None,
             )
         )
-    return [_envelope(row, hold.lease) for row in taken]
+    return envelopes
+
+
+def _readable(
+    connection: Connection, rows: Iterable[Any], lease: str, now: float
+) -> list[Envelope]:
+    """Return the envelopes of ``rows``. A row that somebody spoilt is discarded, and kept."""
+    envelopes = []
+    for row in rows:
+        try:
+            envelope = _envelope(row, lease)
+            if not isinstance(envelope.data, dict):
+                raise TypeError("the data is not an object")
+        except (TypeError, ValueError) as error:
+            values = {"error": f"The row can't be read: {error}", "finished_at": now}
+            _moved(
+                connection,
+                _d.id == row.id,
+                state=DeliveryState.DISCARDED,
+                unique_key=None,
+                **values,
+            )
+        else:
+            envelopes.append(envelope)
+    return envelopes
+
+
+def next_due(connection: Connection, *, now: float) -> float | None:
+    """Return when the next delivery will be due that is not yet."""
+    nexts = [
+        connection.execute(
+            select(func.min(_d.run_at)).where(
+                _d.state == DeliveryState.AVAILABLE,
+                _d.queue == queue,
+                _d.priority == priority,
+                _d.run_at > now,
+            )
+        ).scalar()
+        for lanes in _lanes(connection, None)
+        for queue, priority in lanes
+    ]
+    return min((at for at in nexts if at is not None), default=None)
 
 
 def _lanes(connection: Connection, queues: Sequence[str] | None) -> Iterable[list[tuple[str, int]]]:
@@ -418,12 +460,20 @@ def held_by(connection: Connection, relay: str) -> list[Orphan]:
         .order_by(_d.id)
         .limit(BATCH)
     ).all()
-    orphans = []
-    for row in rows:
-        begun = row.started_at is not None
-        envelope = _envelope(row, row.lease)
-        orphans.append(Orphan(envelope._replace(attempt=row.attempts + (not begun)), begun))
-    return orphans
+    return [_orphan(row, row.started_at is not None) for row in rows]
+
+
+def _orphan(row: Any, has_begun: bool) -> Orphan:
+    envelope = Envelope(
+        id=row.id,
+        task=row.task,
+        body=row.body,
+        attempt=row.attempts if has_begun else row.attempts + 1,
+        parent_id=row.parent_id,
+        receiver=row.receiver or None,
+        lease=row.lease,
+    )
+    return Orphan(envelope, has_begun)
 
 
 # -- looking after them ---------------------------------------------------------------------------
