@@ -1,6 +1,8 @@
 """Do slow work after a Flask request: send a signal, and it runs in a request of its own."""
 
 from .context import current_envelope as current_envelope
+from .delivery import Delivery as Delivery
+from .delivery import DeliveryState as DeliveryState
 from .envelope import Envelope as Envelope
 from .errors import AsyncHooksError as AsyncHooksError
 from .errors import ConfigError as ConfigError
@@ -8,6 +10,7 @@ from .errors import DataError as DataError
 from .errors import DepthExceeded as DepthExceeded
 from .errors import NoAppContext as NoAppContext
 from .errors import OutboxRequired as OutboxRequired
+from .errors import OutboxUnavailable as OutboxUnavailable
 from .errors import TokenError as TokenError
 from .errors import TokenExpired as TokenExpired
 from .errors import TokenReplayed as TokenReplayed

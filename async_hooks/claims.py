@@ -262,13 +262,15 @@ class Claims:
                 self._turn(loop)
                 pause = 0.0
             except Exception as error:
-                pause = min(max(2 * pause, 0.1), _LONGEST_PAUSE)
+                # No longer than a beat: who pauses must not be taken for dead.
+                longest = min(_LONGEST_PAUSE, self._config.lease / _SILENT_BEATS)
+                pause = min(max(2 * pause, 0.1), longest)
                 loop.trouble = str(error)
                 if isinstance(error, OutboxUnavailable):
                     logger.warning("The relay waits %.1f s: %s", pause, error)
                 else:
                     logger.exception("The relay failed, and goes on in %.1f s.", pause)
-                loop.stopping.wait(pause * uniform(0.5, 1.5))  # noqa: S311
+                loop.stopping.wait(pause * uniform(0.5, 1.0))  # noqa: S311
             else:
                 loop.trouble = None
                 loop.wakeup.wait(min(POLL * uniform(0.8, 1.2), loop.next_due))  # noqa: S311

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from flask import Flask
+from sqlalchemy import exc
 
 from ..config import seconds
 from ..delivery import FINAL, Delivery, DeliveryState
 from ..envelope import Envelope
+from ..errors import OutboxUnavailable
 from ..receivers import kinds_of, max_attempts_of
 from ..state import state_of
-from . import store
+from . import schema, store
 from .ledger import Ledger
 from .store import Seen
 
@@ -111,6 +113,52 @@ class Outbox:
         now = self._ledger.now()
         return self._ledger.database.write(lambda c: store.cancel(c, delivery_id, now=now))
 
+    def count(
+        self, states: Collection[str], *, task: str | None = None, queue: str | None = None
+    ) -> int:
+        """Return how many deliveries all of these fit."""
+        return self._ledger.database.read(lambda c: store.count(c, states, task=task, queue=queue))
+
+    def retrying(
+        self, states: Collection[str], *, task: str | None = None, queue: str | None = None
+    ) -> Iterator[int]:
+        """Retry those that all of these fit, in short transactions; return how many each retried.
+
+        The running processes take them up at their next look. What executes is left alone.
+        """
+        states = [state for state in states if state != DeliveryState.EXECUTING]
+        for ids in self._batches(states, task, queue):
+            now = self._ledger.now()
+            yield self._ledger.database.write(
+                lambda c, ids=ids, now=now: store.retry_each(  # type: ignore[misc]
+                    c, ids, states, now=now
+                )
+            )
+
+    def cancelling(
+        self, states: Collection[str], *, task: str | None = None, queue: str | None = None
+    ) -> Iterator[int]:
+        """Cancel those that all of these fit, in short transactions; return how many each ended."""
+        for ids in self._batches(states, task, queue):
+            now = self._ledger.now()
+            yield self._ledger.database.write(
+                lambda c, ids=ids, now=now: sum(  # type: ignore[misc]
+                    store.cancel(c, delivery_id, now=now) for delivery_id in ids
+                )
+            )
+
+    def _batches(
+        self, states: Collection[str], task: str | None, queue: str | None
+    ) -> Iterator[list[str]]:
+        after = ""
+        while ids := self._ledger.database.read(
+            lambda c, after=after: store.ids_of(  # type: ignore[misc]
+                c, states, task=task, queue=queue, after=after
+            )
+        ):
+            yield ids
+            after = ids[-1]
+
     def pause(self, queue: str) -> None:
         """Let nothing of ``queue`` begin until it is resumed."""
         now = self._ledger.now()
@@ -136,6 +184,31 @@ class Outbox:
             yield number
             if number < store.BATCH:
                 return
+
+    def purgeable(self, older_than: float | timedelta) -> int:
+        """Return how many a purge would delete."""
+        before = self._ledger.now() - seconds(older_than, or_none_at_all=True)
+        return self._ledger.database.read(lambda c: store.count_old(c, before=before))
+
+    def migrate(self) -> tuple[int, int]:
+        """Make the tables, or bring them up to date; return the versions before and after."""
+        return self._ledger.database.migrate(), schema.VERSION
+
+    def check_tables(self) -> bool:
+        """Tell whether the tables are there. None are made; SQLite's are at their first use.
+
+        :raises OutboxUnavailable: if this code can't use them as they are.
+        """
+        engine = self._ledger.database.engine
+        try:
+            with engine.connect() as connection:
+                found = schema.version_of(connection)
+        except exc.DBAPIError as error:
+            url = engine.url.render_as_string(hide_password=True)
+            raise OutboxUnavailable(f"The outbox ({url}) can't be used: {error.orig}") from error
+        makes_itself = found == 0 and engine.dialect.name == "sqlite"
+        schema.check_version(found, at_least=0 if makes_itself else schema.VERSION)
+        return found > 0
 
     def why(self, delivery_id: str) -> str:
         """Say in one sentence why the delivery is where it is."""

@@ -429,12 +429,27 @@ def beat(
     trouble: str | None,
     now: float,
 ) -> list[Seen]:
-    """Show that ``relay`` lives, and return all the others."""
+    """Show that ``relay`` lives, and return all the others, dead or alive."""
     alive = {"beat": relays.c.beat + 1, "seen_at": now, "trouble": trouble}
     if not connection.execute(update(relays).where(relays.c.id == relay).values(**alive)).rowcount:
         row = {"id": relay, "host": host, "pid": pid, "place": place, "started_at": now}
         connection.execute(insert(relays).values(beat=1, seen_at=now, trouble=trouble, **row))
-    return [seen for seen in all_relays(connection) if seen.id != relay]
+    others = [seen for seen in all_relays(connection) if seen.id != relay]
+    return others + _unlisted(connection, now)
+
+
+def _unlisted(connection: Connection, now: float) -> list[Seen]:
+    """Return those that hold deliveries and have no row: who was buried alive, and then died."""
+    holders = connection.execute(
+        select(_d.relay)
+        .where(
+            _d.state == DeliveryState.EXECUTING,
+            _d.relay.is_not(None),
+            _d.relay.not_in(select(relays.c.id)),
+        )
+        .distinct()
+    ).scalars()
+    return [Seen(holder, "", 0, None, 0, now, now, None) for holder in holders]
 
 
 def all_relays(connection: Connection) -> list[Seen]:
@@ -500,6 +515,43 @@ def find(
     return list(connection.execute(query).all())
 
 
+def ids_of(
+    connection: Connection,
+    states: Collection[str],
+    *,
+    task: str | None = None,
+    queue: str | None = None,
+    after: str = "",
+) -> list[str]:
+    """Return a batch of ids, in their order, that come ``after`` another."""
+    which = _those(states, task, queue) & (_d.id > after)
+    return list(
+        connection.execute(select(_d.id).where(which).order_by(_d.id).limit(BATCH)).scalars()
+    )
+
+
+def count(
+    connection: Connection,
+    states: Collection[str],
+    *,
+    task: str | None = None,
+    queue: str | None = None,
+) -> int:
+    which = _those(states, task, queue)
+    return connection.execute(
+        select(func.count()).select_from(deliveries).where(which)
+    ).scalar_one()
+
+
+def _those(states: Collection[str], task: str | None, queue: str | None) -> ColumnElement[bool]:
+    which = _d.state.in_(states)
+    if task is not None:
+        which &= _d.task == task
+    if queue is not None:
+        which &= _d.queue == queue
+    return which
+
+
 def counts(connection: Connection) -> dict[str, int]:
     rows = connection.execute(select(_d.state, func.count()).group_by(_d.state))
     return {str(state): number for state, number in rows}
@@ -541,18 +593,31 @@ def retry(connection: Connection, delivery_id: str, *, now: float) -> int:
     which = and_(_d.id == delivery_id, _d.state != DeliveryState.EXECUTING)
     if connection.execute(children).first() is not None:
         which = and_(_d.parent_id == delivery_id, _d.state.in_(_UNSUCCESSFUL))
-    return connection.execute(
-        update(deliveries)
-        .where(which)
-        .values(
-            state=DeliveryState.AVAILABLE,
-            run_at=now,
-            attempts=0,
-            crashes=0,
-            finished_at=None,
-            result=None,
-        )
-    ).rowcount
+    return connection.execute(update(deliveries).where(which).values(**_anew(now))).rowcount
+
+
+def retry_each(
+    connection: Connection, ids: Collection[str], states: Collection[str], *, now: float
+) -> int:
+    """Do the same for those of ``ids`` that are in one of ``states``; return how many they are.
+
+    Of a fan-out, its children are retried where they are named, their parent never.
+    """
+    families = connection.execute(select(_d.parent_id).where(_d.parent_id.in_(ids))).scalars()
+    single = set(ids).difference(families)
+    which = and_(_d.id.in_(sorted(single)), _d.state.in_(states))
+    return connection.execute(update(deliveries).where(which).values(**_anew(now))).rowcount
+
+
+def _anew(now: float) -> dict[str, Any]:
+    return {
+        "state": DeliveryState.AVAILABLE,
+        "run_at": now,
+        "attempts": 0,
+        "crashes": 0,
+        "finished_at": None,
+        "result": None,
+    }
 
 
 def cancel(connection: Connection, delivery_id: str, *, now: float) -> bool:
@@ -589,11 +654,17 @@ def resume(connection: Connection, queue: str) -> None:
     connection.execute(delete(pauses).where(pauses.c.queue == queue))
 
 
+def count_old(connection: Connection, *, before: float) -> int:
+    """Return how many :func:`purge` would delete."""
+    old = select(func.count()).select_from(deliveries).where(_is_old(before))
+    return connection.execute(old).scalar_one()
+
+
 def purge(connection: Connection, *, before: float) -> int:
     """Delete a batch of those that finished ``before``; return how many they were."""
     ids = connection.execute(
         select(_d.id)
-        .where(_d.finished_at < before, _d.state.in_(FINAL), _d.unique_key.is_(None))
+        .where(_is_old(before))
         .order_by(_d.finished_at)
         .limit(BATCH)
         .with_for_update(skip_locked=True)
@@ -602,3 +673,7 @@ def purge(connection: Connection, *, before: float) -> int:
     if found:
         connection.execute(delete(deliveries).where(_d.id.in_(found)))
     return len(found)
+
+
+def _is_old(before: float) -> ColumnElement[bool]:
+    return and_(_d.finished_at < before, _d.state.in_(FINAL), _d.unique_key.is_(None))
