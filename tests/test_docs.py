@@ -7,6 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from async_hooks.settlement import ELSE, RULES, Rule, Then
+from async_hooks.verdict import Outcome
+
 DOCS = Path(__file__).parent.parent / "docs"
 
 
@@ -25,3 +28,20 @@ def test_the_testing_howto_runs_as_it_stands(tmp_path: Path) -> None:
     )
     assert run.returncode == 0, run.stdout
     assert "4 passed" in run.stdout
+
+
+def test_the_table_of_endings_is_the_rules() -> None:
+    """Each row says what :data:`RULES` says, in their order, and none is missing."""
+    text = (DOCS / "outbox.md").read_text().partition("## What each ending means")[2]
+    rows = [line for line in text.splitlines() if line.startswith("| ")][1:]
+    expected = [_row(f"`{ending}`", rule, str(ending)) for ending, rule in RULES.items()]
+    expected.append(_row("anything else: refused, a login page, another app", ELSE, ""))
+    assert rows[: len(expected)] == expected
+
+
+def _row(name: str, rule: Rule, ending: str) -> str:
+    slower = ", slower" if rule.slows else ""
+    begun = rule.then + (slower if rule.then is Then.WAIT else "")
+    runs = (Outcome.COMPLETED, Outcome.FAILED, Outcome.RETRY, Outcome.DISCARDED)
+    not_begun = "" if ending in runs else f"sent again{slower}"
+    return f"| {name} | {begun} | {rule.counts} | {not_begun} |".replace("|  |", "| |")

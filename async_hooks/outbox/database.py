@@ -15,7 +15,7 @@ from pathlib import Path
 from random import uniform
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Engine, create_engine, event, exc, make_url, update
+from sqlalchemy import URL, Connection, Engine, create_engine, event, exc, make_url, update
 
 from ..errors import ConfigError, OutboxUnavailable
 from ..processes import PerProcess
@@ -107,7 +107,7 @@ class Database:
     def _prepare(self) -> None:
         """Look once in each process whether the tables are there; SQLite's are made."""
         if self.engine.dialect.name == "sqlite":
-            check_file(self.engine)
+            check_file(self.engine.url)
             self._try(lambda: _set_journal(self.engine), repeatable=True)
             self.migrate()
         else:
@@ -195,13 +195,12 @@ def engine_for(url: str, folder: Path, *, synchronous: str) -> Engine:
         ) from None
 
 
-def check_file(engine: Engine) -> None:
-    """Refuse a database in memory, which no second connection sees.
+def check_file(url: URL) -> None:
+    """Refuse a SQLite database in memory, which no second connection sees.
 
     :raises ConfigError: then.
     """
-    name = engine.url.database or ""
-    if engine.dialect.name == "sqlite" and (not name or ":memory:" in name):
+    if not url.database or ":memory:" in url.database:
         raise ConfigError(
             "An outbox in SQLite's memory would end with its connection. Name a file, or use "
             "hooks.testing(app) in tests."
@@ -216,8 +215,9 @@ def _set_journal(engine: Engine) -> None:
         driver.execute("PRAGMA journal_mode = WAL")
 
 
-def _sqlite(url: Any, folder: Path, synchronous: str) -> Engine:
-    if url.database and url.database != ":memory:" and not url.database.startswith("file:"):
+def _sqlite(url: URL, folder: Path, synchronous: str) -> Engine:
+    check_file(url)
+    if url.database is not None and not url.database.startswith("file:"):
         path = folder / url.database
         path.parent.mkdir(parents=True, exist_ok=True)
         # Data of visitors: nobody else's to read. SQLite gives its two other files the same mode.
@@ -229,7 +229,6 @@ def _sqlite(url: Any, folder: Path, synchronous: str) -> Engine:
         max_overflow=0,
         pool_timeout=PATIENCE,
     )
-    check_file(engine)
 
     @event.listens_for(engine, "connect")
     def configure(connection: Any, _: object) -> None:

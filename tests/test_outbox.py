@@ -1,0 +1,487 @@
+"""Launches into an outbox, and ``hooks.outbox``, on SQLite and with nothing faked."""
+
+from __future__ import annotations
+
+import sqlite3
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import blinker
+import pytest
+from conftest import Facts, make_task, plain_app
+from flask import Flask
+
+from async_hooks import (
+    AsyncHooks,
+    AsyncTask,
+    ConfigError,
+    DataError,
+    Delivery,
+    DeliveryState,
+    Discard,
+    OutboxRequired,
+    OutboxUnavailable,
+    Retry,
+    async_signal,
+    current_envelope,
+)
+from async_hooks.state import state_of
+
+
+class Shop:
+    """An app with an outbox, and a relay in this process once something is launched."""
+
+    def __init__(self, **config: Any) -> None:
+        self.app = plain_app(
+            **{
+                "ASYNC_HOOKS_OUTBOX": "sqlite:///outbox.db",
+                "ASYNC_HOOKS_TRANSPORT": "in_process",
+                **config,
+            }
+        )
+        self.hooks = AsyncHooks(self.app)
+        self.path = Path(self.app.instance_path) / "outbox.db"
+
+    def wait_for(self, delivery_id: str, state: str) -> Delivery:
+        """Return the delivery once it is in ``state``; fail after 20 s."""
+        deadline = time.monotonic() + 20
+        while True:
+            with self.app.app_context():
+                delivery = self.hooks.outbox.get(delivery_id)
+            if delivery is not None and delivery.state == state:
+                return delivery
+            assert time.monotonic() < deadline, delivery
+            time.sleep(0.01)
+
+
+@pytest.fixture
+def shops() -> Iterator[list[Shop]]:
+    made: list[Shop] = []
+    yield made
+    for shop in made:
+        state_of(shop.app).relay.stop(0)  # type: ignore[attr-defined]
+
+
+def open_shop(made: list[Shop], **config: Any) -> Shop:
+    made.append(Shop(**config))
+    return made[-1]
+
+
+def lock(path: Path) -> sqlite3.Connection:
+    writer = sqlite3.connect(path, isolation_level=None)
+    writer.execute("BEGIN IMMEDIATE")
+    return writer
+
+
+# -- configuration
+
+
+@pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:"])
+def test_a_database_in_memory_is_refused(url: str) -> None:
+    with pytest.raises(ConfigError, match="would end with its connection"):
+        AsyncHooks(plain_app(ASYNC_HOOKS_OUTBOX=url))
+
+
+def test_another_kind_of_database_is_refused() -> None:
+    with pytest.raises(ConfigError, match="expected SQLite, PostgreSQL or MariaDB, got: 'oracle'"):
+        AsyncHooks(plain_app(ASYNC_HOOKS_OUTBOX="oracle://host/db"))
+
+
+def test_a_wrong_url_is_refused_without_being_shown() -> None:
+    with pytest.raises(ConfigError) as raised:
+        AsyncHooks(plain_app(ASYNC_HOOKS_OUTBOX="secret-password"))
+    assert "secret-password" not in str(raised.value)
+
+
+def test_the_app_s_own_needs_to_be_named() -> None:
+    with pytest.raises(ConfigError, match=r"AsyncHooks\(db=db\)"):
+        AsyncHooks(plain_app(ASYNC_HOOKS_OUTBOX="app"))
+
+
+def test_without_an_outbox_there_is_none_to_look_after() -> None:
+    app = plain_app()
+    hooks = AsyncHooks(app)
+    with app.app_context(), pytest.raises(OutboxRequired, match="'ASYNC_HOOKS_OUTBOX'"):
+        _ = hooks.outbox
+
+
+def test_an_app_without_an_outbox_never_imports_sqlalchemy() -> None:
+    code = (
+        "import sys, flask, async_hooks\n"
+        "app = flask.Flask('a'); app.secret_key = 'k' * 32\n"
+        "async_hooks.AsyncHooks(app)\n"
+        "assert 'sqlalchemy' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_sqlite_s_file_is_its_owner_s_alone(shops: list[Shop], action: str) -> None:
+    shop = open_shop(shops, ASYNC_HOOKS_RELAY=False)
+    task = make_task(shop.hooks, action)
+    with shop.app.app_context():
+        task.dispatch({})
+    for file in shop.path.parent.glob("outbox.db*"):
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600, file
+
+
+# -- launching
+
+
+def test_a_launch_is_a_row_before_the_answer(shops: list[Shop], action: str) -> None:
+    shop = open_shop(shops, ASYNC_HOOKS_RELAY=False)
+    make_task(shop.hooks, action)
+
+    @shop.app.get("/")
+    def view() -> dict[str, int]:
+        blinker.signal(action).send(shop.app, n=1)
+        return shop.hooks.outbox.counts()
+
+    assert shop.app.test_client().get("/").json == {
+        "available": 1,
+        "executing": 0,
+        "completed": 0,
+        "discarded": 0,
+        "cancelled": 0,
+    }
+
+
+def test_it_is_delivered_and_its_result_kept(shops: list[Shop], action: str) -> None:
+    shop = open_shop(shops)
+    task = make_task(shop.hooks, action, run_action=lambda self, data: {"doubled": 2 * data["n"]})
+    with shop.app.app_context():
+        launched = task.dispatch({"n": 4})
+    delivery = shop.wait_for(launched, "completed")
+    assert (delivery.result, delivery.attempts, delivery.error) == ({"doubled": 8}, 1, None)
+    assert delivery.finished_at is not None
+    assert delivery.finished_at.tzinfo is UTC
+
+
+def test_each_receiver_is_retried_on_its_own(shops: list[Shop], action: str) -> None:
+    shop = open_shop(shops)
+    make_task(shop.hooks, action)
+    seen: list[tuple[str, int]] = []
+
+    @shop.hooks.receiver(action, name="sound")
+    def sound(sender: Flask, **data: Any) -> None:
+        seen.append(("sound", current_envelope.attempt))
+
+    @shop.hooks.receiver(action, name="flaky", backoff=lambda attempt: 0)
+    def flaky(sender: Flask, **data: Any) -> None:
+        seen.append(("flaky", current_envelope.attempt))
+        if current_envelope.attempt < 3:
+            raise ValueError("not yet")
+
+    with shop.app.app_context():
+        [(_, launched)] = blinker.signal(action).send(shop.app)
+    shop.wait_for(launched, "completed")
+    with shop.app.app_context():
+        children = [d for d in shop.hooks.outbox.find() if d.parent_id == launched]
+    for child in children:
+        shop.wait_for(child.id, "completed")
+    assert sorted(seen) == [("flaky", 1), ("flaky", 2), ("flaky", 3), ("sound", 1)]
+
+
+def test_discard_and_retry_have_their_own_way(shops: list[Shop], action: str) -> None:
+    shop = open_shop(shops)
+
+    def run_action(self: AsyncTask, data: dict[str, Any]) -> None:
+        if current_envelope.attempt == 1:
+            raise Retry(after=0)
+        raise Discard("no such customer")
+
+    task = make_task(shop.hooks, action, run_action=run_action)
+    with shop.app.app_context():
+        launched = task.dispatch({})
+    delivery = shop.wait_for(launched, "discarded")
+    assert (delivery.attempts, delivery.error) == (2, "Discard: no such customer")
+
+
+def test_what_a_run_launches_is_added_with_its_completion(shops: list[Shop], action: str) -> None:
+    shop = open_shop(shops)
+    follow_up = make_task(shop.hooks, f"{action}_2", __qualname__="FollowUp", name="follow_up")
+    launched: list[str] = []
+
+    def run_action(self: AsyncTask, data: dict[str, Any]) -> None:
+        launched.append(follow_up.dispatch({}))
+        assert shop.hooks.outbox.get(launched[-1]) is None
+
+    task = make_task(shop.hooks, action, run_action=run_action, name="first")
+    with shop.app.app_context():
+        shop.wait_for(task.dispatch({}), "completed")
+    shop.wait_for(launched[0], "completed")
+
+
+def test_what_a_failing_run_launched_goes_all_the_same(shops: list[Shop], action: str) -> None:
+    shop = open_shop(shops)
+    alarm = make_task(shop.hooks, f"{action}_2", name="alarm")
+    launched: list[str] = []
+
+    def run_action(self: AsyncTask, data: dict[str, Any]) -> None:
+        launched.append(alarm.dispatch({}))
+        raise Discard("broken")
+
+    task = make_task(shop.hooks, action, run_action=run_action, name="first")
+    with shop.app.app_context():
+        shop.wait_for(task.dispatch({}), "discarded")
+    shop.wait_for(launched[0], "completed")
+
+
+@pytest.mark.parametrize(
+    "wish",
+    [
+        {"delay": 3600},
+        {"delay": timedelta(hours=1)},
+        {"run_at": datetime.now(UTC) + timedelta(hours=1)},
+        {"run_at": datetime.now(UTC).replace(tzinfo=None) + timedelta(hours=1)},
+    ],
+)
+def test_what_is_for_later_waits(shops: list[Shop], action: str, wish: dict[str, Any]) -> None:
+    shop = open_shop(shops)
+    task = make_task(shop.hooks, action)
+    with shop.app.app_context():
+        delivery = shop.hooks.outbox.get(task.dispatch({}, **wish))
+    assert delivery is not None
+    assert delivery.state is DeliveryState.AVAILABLE
+    assert 3500 < (delivery.run_at - datetime.now(UTC)).total_seconds() < 3601
+
+
+def test_delay_and_run_at_exclude_each_other(shops: list[Shop], action: str) -> None:
+    shop = open_shop(shops)
+    task = make_task(shop.hooks, action)
+    with shop.app.app_context(), pytest.raises(ConfigError, match="exclude each other"):
+        task.dispatch({}, delay=1, run_at=datetime.now(UTC))
+
+
+def test_a_unique_key_is_one_delivery_and_the_loser_learns_which(
+    shops: list[Shop], action: str, facts: Facts
+) -> None:
+    shop = open_shop(shops, ASYNC_HOOKS_RELAY=False)
+    task = make_task(shop.hooks, action, unique_key=lambda self, data: f"product {data['id']}")
+    other = make_task(
+        shop.hooks, f"{action}_2", name="other", unique_key=lambda self, data: "product 7"
+    )
+    with shop.app.app_context():
+        first = task.dispatch({"id": 7})
+        assert task.dispatch({"id": 7}) == first
+        assert task.dispatch({"id": 8}) != first
+        assert task.dispatch({"id": 9}, unique_key="product 7") == first
+        assert other.dispatch({"id": 7}) != first
+        assert shop.hooks.outbox.counts()["available"] == 3
+        assert len(facts.of("launched")) == 3
+        shop.hooks.outbox.cancel(first)
+        assert task.dispatch({"id": 7}) != first
+
+
+def test_a_ref_finds_the_delivery(shops: list[Shop], action: str) -> None:
+    shop = open_shop(shops, ASYNC_HOOKS_RELAY=False)
+    task = make_task(shop.hooks, action, ref=lambda self, data: f"order-{data['id']}")
+    with shop.app.app_context():
+        launched = task.dispatch({"id": 7})
+        task.dispatch({"id": 8})
+        assert [found.id for found in shop.hooks.outbox.find(ref="order-7")] == [launched]
+
+
+def test_a_ref_that_is_too_long_is_refused(shops: list[Shop], action: str) -> None:
+    shop = open_shop(shops, ASYNC_HOOKS_RELAY=False)
+    task = make_task(shop.hooks, action, ref=lambda self, data: "x" * 256)
+    with shop.app.app_context(), pytest.raises(DataError, match="up to 255"):
+        task.dispatch({})
+
+
+# -- the outbox down
+
+
+def test_a_launch_that_can_t_be_kept_is_an_error_before_the_answer(
+    shops: list[Shop], action: str
+) -> None:
+    shop = open_shop(shops, ASYNC_HOOKS_RELAY=False)
+    task = make_task(shop.hooks, action)
+    with shop.app.app_context():
+        task.dispatch({})
+
+    @shop.app.get("/")
+    def view() -> str:
+        blinker.signal(action).send(shop.app)
+        return "ok"
+
+    shop.app.config["PROPAGATE_EXCEPTIONS"] = False
+    state_of(shop.app).ledger.database._patience = 0.05  # type: ignore[union-attr]
+    with closing(lock(shop.path)):
+        assert shop.app.test_client().get("/").status_code == 500
+        with shop.app.app_context(), pytest.raises(OutboxUnavailable, match="locked"):
+            task.dispatch({})
+    assert shop.app.test_client().get("/").status_code == 200
+
+
+def test_with_loopback_for_an_emergency_it_goes_unkept_and_loudly(
+    shops: list[Shop], action: str, facts: Facts, caplog: pytest.LogCaptureFixture
+) -> None:
+    shop = open_shop(shops, ASYNC_HOOKS_OUTBOX_DOWN="loopback")
+    task = make_task(shop.hooks, action, run_action=lambda self, data: None)
+    with shop.app.app_context():
+        shop.wait_for(task.dispatch({}), "completed")
+        state_of(shop.app).ledger.database._patience = 0.05  # type: ignore[union-attr]
+        with closing(lock(shop.path)):
+            launched = task.dispatch({})
+            assert [fact["envelope"].id for fact in facts.wait_for("succeeded", 2)][1] == launched
+        assert shop.hooks.outbox.get(launched) is None
+    assert "goes unkept, by loopback" in caplog.text
+
+
+# -- looking after them
+
+
+def test_a_discarded_delivery_is_sent_again(shops: list[Shop], action: str) -> None:
+    shop = open_shop(shops)
+    broken = [True]
+
+    def run_action(self: AsyncTask, data: dict[str, Any]) -> None:
+        if broken:
+            raise Discard("broken")
+
+    task = make_task(shop.hooks, action, run_action=run_action)
+    with shop.app.app_context():
+        launched = task.dispatch({})
+        shop.wait_for(launched, "discarded")
+        broken.clear()
+        assert shop.hooks.outbox.retry(launched)
+        delivery = shop.wait_for(launched, "completed")
+    assert (delivery.attempts, delivery.error) == (1, None)
+
+
+def test_of_a_fan_out_only_what_failed_is_sent_again(shops: list[Shop], action: str) -> None:
+    shop = open_shop(shops)
+    make_task(shop.hooks, action)
+    runs: list[str] = []
+    broken = [True]
+
+    @async_signal(action).connect
+    def sound(sender: Flask, **data: Any) -> None:
+        runs.append("sound")
+
+    @async_signal(action).connect
+    def broken_one(sender: Flask, **data: Any) -> None:
+        runs.append("broken")
+        if broken:
+            raise Discard("broken")
+
+    with shop.app.app_context():
+        [(_, launched)] = blinker.signal(action).send(shop.app)
+        shop.wait_for(launched, "completed")
+        child = next(d for d in shop.hooks.outbox.find() if str(d.receiver).endswith("broken_one"))
+        shop.wait_for(child.id, "discarded")
+        broken.clear()
+        assert shop.hooks.outbox.retry(launched)
+        shop.wait_for(child.id, "completed")
+        assert not shop.hooks.outbox.retry(launched)
+    assert sorted(runs) == ["broken", "broken", "sound"]
+
+
+def test_a_paused_queue_waits_and_says_why(shops: list[Shop], action: str) -> None:
+    shop = open_shop(shops)
+    task = make_task(shop.hooks, action, queue="slow", run_action=lambda self, data: None)
+    with shop.app.app_context():
+        shop.hooks.outbox.pause("slow")
+        shop.hooks.outbox.pause("slow")
+        launched = task.dispatch({}, delay=0.01)
+        other = task.dispatch({}, queue="other")
+        shop.wait_for(other, "completed")
+        assert shop.hooks.outbox.paused() == ["slow"]
+        assert "the queue 'slow' is paused" in shop.hooks.outbox.why(launched)
+        shop.hooks.outbox.resume("slow")
+    shop.wait_for(launched, "completed")
+
+
+def test_why_has_a_sentence_for_each_state(shops: list[Shop], action: str) -> None:
+    shop = open_shop(shops, ASYNC_HOOKS_RELAY=False)
+    task = make_task(shop.hooks, action)
+    with shop.app.app_context():
+        outbox = shop.hooks.outbox
+        due, later, cancelled = task.dispatch({}), task.dispatch({}, delay=60), task.dispatch({})
+        assert outbox.cancel(cancelled)
+        assert not outbox.cancel(cancelled)
+        assert outbox.why(due) == "It is due, and no process relays."
+        assert outbox.why(later).startswith("It waits for its time, ")
+        assert outbox.why(cancelled).startswith("It was cancelled at ")
+        assert outbox.why("nonsense") == (
+            "There is no delivery 'nonsense': never, or it was purged."
+        )
+
+
+def test_health_is_red_when_nothing_gets_away(shops: list[Shop], action: str) -> None:
+    shop = open_shop(shops, ASYNC_HOOKS_RELAY=False)
+    task = make_task(shop.hooks, action)
+    with shop.app.app_context():
+        assert shop.hooks.outbox.health().ok
+        task.dispatch({})
+        health = shop.hooks.outbox.health()
+    assert (health.ok, health.problem) == (False, "A delivery is due, and no process relays.")
+
+
+def test_health_is_green_while_a_relay_keeps_up(shops: list[Shop], action: str) -> None:
+    shop = open_shop(shops)
+    task = make_task(shop.hooks, action, run_action=lambda self, data: None)
+    with shop.app.app_context():
+        shop.wait_for(task.dispatch({}), "completed")
+        health = shop.hooks.outbox.health()
+    assert health.ok
+    assert [relay.is_alive for relay in health.relays] == [True]
+
+
+def test_purge_deletes_what_finished_long_enough_ago(shops: list[Shop], action: str) -> None:
+    shop = open_shop(shops, ASYNC_HOOKS_RELAY=False)
+    task = make_task(shop.hooks, action)
+    with shop.app.app_context():
+        cancelled, kept = task.dispatch({}), task.dispatch({})
+        shop.hooks.outbox.cancel(cancelled)
+        assert shop.hooks.outbox.purge(timedelta(hours=1)) == 0
+        assert shop.hooks.outbox.purge(0) == 1
+        assert [found.id for found in shop.hooks.outbox.find()] == [kept]
+
+
+def test_an_unknown_state_is_refused_by_find(shops: list[Shop]) -> None:
+    shop = open_shop(shops)
+    with shop.app.app_context(), pytest.raises(ValueError, match="'done' is not a valid"):
+        shop.hooks.outbox.find(state="done")
+
+
+# -- in tests of apps
+
+
+def test_eager_apps_wait_for_nothing_and_refuse_no_wish(action: str) -> None:
+    app = plain_app(
+        ASYNC_HOOKS_OUTBOX="sqlite:///outbox.db", ASYNC_HOOKS_TRANSPORT="eager", TESTING=True
+    )
+    hooks = AsyncHooks(app)
+    ran: list[int] = []
+    task = make_task(hooks, action, run_action=lambda self, data: ran.append(data["n"]))
+    with app.app_context():
+        task.dispatch({"n": 1}, delay=3600, unique_key="x")
+    assert ran == [1]
+
+
+def test_a_recording_test_needs_no_database(action: str) -> None:
+    app = plain_app(ASYNC_HOOKS_OUTBOX="postgresql://nobody@127.0.0.1:1/none", TESTING=True)
+    hooks = AsyncHooks(app)
+    ran: list[int] = []
+    task = make_task(hooks, action, run_action=lambda self, data: ran.append(data["n"]))
+    with hooks.testing(app) as recorder, app.app_context():
+        task.dispatch({"n": 1}, delay=3600)
+        assert recorder.run_all() == 1
+    assert ran == [1]
+
+
+def test_no_relay_starts_by_itself_in_a_test(shops: list[Shop], action: str) -> None:
+    shop = open_shop(shops, TESTING=True)
+    task = make_task(shop.hooks, action)
+    with shop.app.app_context():
+        task.dispatch({})
+        assert shop.hooks.outbox.relays() == []
+        assert shop.hooks.outbox.counts()["available"] == 1
