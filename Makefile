@@ -4,7 +4,7 @@ PORT ?= 8000
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-minimum lint format coverage benchmark hammer wheel clean
+.PHONY: demo test test-minimum lint format coverage benchmark hammer chaos wheel clean
 
 demo: $(VENV)/example
 	@PORT=$(PORT) $(BIN)/python -m example_site
@@ -38,6 +38,10 @@ benchmark: $(VENV)/benchmarks
 # How visitors fare while strangers hammer at the endpoint, or at a page that does not exist.
 hammer: $(VENV)/test
 	PYTHONPATH=tests:tests/servers:tests/attacks $(BIN)/python -m hammer $(ARGS)
+
+# Kills, freezes and unplugs real servers for hours, and prints what was lost: nothing, so far.
+chaos: $(VENV)/test
+	PYTHONPATH=tests:tests/servers:tests/chaos $(BIN)/python -m chaos $(ARGS)
 
 wheel: $(VENV)/lint
 	$(BIN)/python -m build

@@ -21,7 +21,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from random import uniform
@@ -62,6 +62,9 @@ _AHEAD = 4
 #: Seconds after which what waits or travels does so for long.
 _SOON = 0.1
 
+#: Seconds that the wall clock may be set back at once.
+_CLOCK_STEP = 1.0
+
 #: Seconds that a kind is left alone after a process said that it does not know it.
 _PARKED = 30.0
 
@@ -85,12 +88,27 @@ class Claims:
         *,
         take: Callable[[Envelope], None],
         clock: Clock = time,
+        name: str = "",
+        queues: Sequence[str] | None = None,
+        quota: int | None = None,
+        idle: Callable[[bool], None] | None = None,
     ) -> None:
+        """``name``, ``queues`` (in that order; None: all as one) and ``quota`` are a worker's.
+
+        ``idle`` is called when nothing is in hand: with True if the quota of deliveries is used
+        up, with False if nothing is due.
+        """
         self._app = app
         self._config = config
         self._ledger = ledger
         self._take = take
         self._clock = clock
+        self._name = name
+        self._queues = queues
+        self._quota = quota
+        self._idle = idle
+        #: Whether an attempt did not succeed.
+        self.has_failed = False
         self._loop = PerProcess(_Loop)
 
     def start(self) -> None:
@@ -111,11 +129,13 @@ class Claims:
         loop.has_more = True
         loop.wakeup.set()
 
-    def reserve(self, envelope: Envelope) -> Envelope | None:
+    def reserve(self, envelope: Envelope, queue: str) -> Envelope | None:
         """Return ``envelope``, about to be added, with a lease of ours; None without room."""
         loop, held = self._loop.get(), self._ledger.me.held
         is_ready = self._ledger.me.is_beating.is_set() and not loop.stopping.is_set()
         if not is_ready or loop.breaker.trouble is not None or self._room() <= 0:
+            return None
+        if queue in loop.paused:
             return None
         leased = envelope._replace(lease=new_id())
         held[envelope.id] = Held(leased, is_ready=False)
@@ -146,7 +166,8 @@ class Claims:
         """
         if self._is_stuck():
             return 0
-        return _AHEAD * self._config.concurrency - len(self._ledger.me.held)
+        room = _AHEAD * self._config.concurrency - len(self._ledger.me.held)
+        return room if self._quota is None else min(room, self._quota)
 
     def _is_stuck(self) -> bool:
         """Tell whether every sender has been busy with the same envelope for a while."""
@@ -173,7 +194,8 @@ class Claims:
                 loop.ended.wait(pause * uniform(0.5, 1.5))  # noqa: S311
                 pause = min(2 * pause, 2.0)
         self.release(envelope.id)
-        if loop.has_more:
+        self.has_failed = self.has_failed or rule_for(ending).then is not Then.COMPLETE
+        if loop.has_more or self._idle is not None:
             loop.wakeup.set()
 
     def _settle(self, envelope: Envelope, ending: Verdict | TransportError | None) -> None:
@@ -282,17 +304,28 @@ class Claims:
 
     def _turn(self, loop: _Loop) -> None:
         """Do once what there is to do."""
+        loop.paused = self._ledger.paused()
         self._look_after(loop)
+        self._watch_clock(loop)
         self._claim(loop)
         now = self._clock.monotonic()
         if now >= loop.purge_at:
             loop.purge_at = now + (0 if self._purge() else _PURGE_EVERY)
 
+    def _watch_clock(self, loop: _Loop) -> None:
+        """Let nothing that was due wait until a clock that was set back has caught up."""
+        ahead = self._ledger.now() - self._clock.monotonic()
+        if ahead < loop.clock_ahead - _CLOCK_STEP:
+            self._ledger.make_due()
+        loop.clock_ahead = ahead
+
     def _look_after(self, loop: _Loop) -> None:
         """Live, and see who does not."""
         now = self._clock.monotonic()
         if now >= loop.beat_at:
-            others = self._ledger.beat(loop.trouble or loop.breaker.trouble)
+            others = self._ledger.beat(
+                loop.trouble or loop.breaker.trouble, name=self._name, queues=self._queues or ()
+            )
             loop.beat_at = now + self._config.lease / _SILENT_BEATS
             self._ledger.me.is_beating.set()
             loop.others = _watched(others, loop.others)
@@ -338,13 +371,19 @@ class Claims:
         room = self._room()
         loop.next_due = POLL
         if room <= 0 or loop.breaker.is_open(now):
+            if self._quota == 0 and not held and self._idle is not None:
+                self._idle(True)
             return
         if loop.breaker.trouble is not None:
             room = 1  # One goes ahead, to see whether anything arrives again.
         loop.has_more = False
         loop.parked = {kind: until for kind, until in loop.parked.items() if until > now}
         kinds = kinds_of(state_of(self._app)) - loop.parked.keys()
-        claimed = self._ledger.claim(new_id(), kinds, room)
+        claimed = self._ledger.claim(new_id(), kinds, room, self._queues)
+        if self._quota is not None:
+            self._quota -= len(claimed)
+        if not claimed and not held and self._idle is not None:
+            self._idle(False)
         for envelope in claimed:
             held[envelope.id] = Held(envelope, is_ready=True)
             self._take(envelope)
@@ -440,12 +479,15 @@ class _Loop:
         self.breaker = Breaker()
         self.trouble: str | None = None
         self.beat_at = self.purge_at = float("-inf")
+        #: By how much the wall clock is ahead of the monotonic one, which nobody sets.
+        self.clock_ahead = float("inf")
         #: Whether more was due than there was room for.
         self.has_more = False
         #: Seconds until something is due that no one will wake us for.
         self.next_due = POLL
         self.others: dict[str, _Silent] = {}
         self.missing: set[str] = set()
+        self.paused: list[str] = []
         self.parked: dict[tuple[str, str], float] = {}
         self.watched: dict[str, tuple[Envelope, float]] = {}
         self.overdue: set[str | None] = set()

@@ -67,3 +67,8 @@ class Delivery:
     result: Any
     data: dict[str, Any]
     ref: str | None
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether its state is final."""
+        return self.state in FINAL

@@ -26,7 +26,8 @@ class Envelope(NamedTuple):
     ``user`` is what the identity's ``capture`` returned, None for an anonymous visitor.
     ``parent_id`` and ``receiver`` are set on the children of a fan-out only. ``budget`` is how
     many envelopes its run, and all that follows from it, may launch. ``lease`` names the claim of
-    an outbox that this attempt belongs to.
+    an outbox that this attempt belongs to; ``is_awaited`` says that its delivery counts as
+    unfinished as long as one of its children is.
     """
 
     id: str
@@ -42,6 +43,7 @@ class Envelope(NamedTuple):
     receiver: str | None = None
     priority: int = 10
     lease: str | None = None
+    is_awaited: bool = False
 
     @property
     def data(self) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from .receivers import call, find_receiver, receivers_of
 from .signals import emit, task_failed, task_started, task_succeeded
 from .snapshot import snapshot
 from .state import Ledger, State
-from .task import AsyncTask, Discard, Retry, admits, async_signal
+from .task import AsyncTask, Discard, Retry, admits, async_signal, ref_of
 from .verdict import Outcome, Verdict
 
 #: Where a Run lies in its request's environ. No client can put one there: theirs are strings.
@@ -94,11 +94,11 @@ class Run:
                 if self.state.ledger is None:
                     self.state.launcher.hand_over(child)
                 else:
-                    self.additions.append(Addition(child, Terms(self._queue())))
+                    self.additions.append(Addition(child, self._terms_of_children()))
 
-    def _queue(self) -> str:
+    def _terms_of_children(self) -> Terms:
         task = self.state.task_of(self.envelope)
-        return task.queue if task is not None else "default"
+        return Terms(task.queue, ref=ref_of(task, self.envelope)) if task else Terms()
 
     def taken_additions(self, *, with_children: bool) -> list[Addition]:
         """Return, once, what is to be kept, each with its share of the budget."""
@@ -221,15 +221,17 @@ def _keep(run: Run, ledger: Ledger) -> None:
                 run.verdict = Verdict(Outcome.REPLAYED, "Another attempt has taken its place.")
         elif additions:
             run.state.launcher.keep(additions)
-    except OutboxUnavailable as unavailable:
-        logger.error("What envelope %s did could not be written: %s", run.envelope.id, unavailable)
-        if completed and is_delivery and (additions or ledger.joins):
+    except Exception as error:
+        logger.error("What envelope %s did could not be written: %s", run.envelope.id, error)
+        if not (completed and is_delivery):
+            return
+        if ledger.joins and not isinstance(error, OutboxUnavailable):
+            # The app's own commit failed: that is the attempt's failure.
+            run.fail(error)
+            emit(task_failed, run.state.app, envelope=run.envelope, exception=error)
+        elif additions or ledger.joins:
             # What it launched, or wrote, is not there: it has to run again.
-            run.verdict = Verdict(Outcome.BUSY, str(unavailable))
-    except Exception as error:  # The app's own commit failed.
-        run.fail(error)
-        emit(task_failed, run.state.app, envelope=run.envelope, exception=error)
-        logger.exception("The commit of envelope %s failed.", run.envelope.id)
+            run.verdict = Verdict(Outcome.BUSY, str(error))
 
 
 def _as_json(result: Any) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from functools import cached_property
 from typing import NamedTuple
 
 from .envelope import Envelope, new_id
@@ -53,9 +54,14 @@ class InHand:
     def __init__(self, name: str) -> None:
         self.relay_id = new_id()
         self.pid = os.getpid()
-        self.lifeline = Lifeline(name, self.relay_id)
+        self._name = name
         self.held: dict[str, Held] = {}
         self.running: dict[str, Running] = {}
         self.ended: dict[str, Ended] = {}
         #: Set while a relay beats for this process: only then does it answer for what it runs.
         self.is_beating = threading.Event()
+
+    @cached_property
+    def lifeline(self) -> Lifeline:
+        """This process' lifeline, held from the moment that a relay first asks for it."""
+        return Lifeline(self._name, self.relay_id)

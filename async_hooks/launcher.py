@@ -22,7 +22,7 @@ from .registry import Owned, Registry
 from .signals import emit, task_failed, task_launched
 from .snapshot import plain, snapshot
 from .state import KEY, State, state_of
-from .task import AsyncTask, Auth, SkipTask, Wishes, admits, check_queue, check_seconds
+from .task import AsyncTask, Auth, SkipTask, Wishes, admits, check_queue, check_seconds, ref_of
 
 logger = logging.getLogger("async_hooks")
 
@@ -180,6 +180,9 @@ def _check_depth(task: type[AsyncTask], parent: Envelope, config: Config) -> Non
 def _launch(state: State, addition: Addition) -> str:
     """Send the envelope on its way: into the outbox if there is one, else into memory."""
     envelope, terms = addition
+    if terms.unique_key is not None:
+        envelope = envelope._replace(is_awaited=True)
+        addition = Addition(envelope, terms)
     if state.ledger is None:
         emit(task_launched, state.app, envelope=envelope)
         state.launcher.hand_over(envelope)
@@ -213,7 +216,8 @@ def keep(state: State, additions: Sequence[Addition]) -> Mapping[str, str]:
     assert state.ledger is not None  # noqa: S101 - asked by all who come here
     only = additions[0].envelope if len(additions) == 1 else None
     is_due = only is not None and additions[0].terms.run_at is None
-    leased = state.relay.reserve(only) if only is not None and is_due else None
+    queue = additions[0].terms.queue
+    leased = state.relay.reserve(only, queue) if only is not None and is_due else None
     try:
         lost = state.ledger.add(additions, lease=leased.lease if leased is not None else None)
     except OutboxUnavailable as error:
@@ -252,18 +256,11 @@ def _terms(task: type[AsyncTask], envelope: Envelope, wishes: Wishes) -> Terms:
             raise ConfigError(f"{task.name!r}: 'delay' and 'run_at' exclude each other.")
         moment = wishes.run_at
         run_at = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
-    own, key, ref = task(), wishes.unique_key, None
+    key = wishes.unique_key
     if key is None and task.unique_key is not AsyncTask.unique_key:
-        key = own.unique_key(envelope.data)
-    if task.ref is not AsyncTask.ref:
-        ref = _checked_ref(own.ref(envelope.data), task)
-    return Terms(queue, run_at, None if key is None else _digest(task, key), ref)
-
-
-def _checked_ref(ref: Any, task: type[AsyncTask]) -> str | None:
-    if ref is None or (isinstance(ref, str) and len(ref) <= 255):
-        return ref
-    raise DataError(f"The ref of task {task.name!r} is no text of up to 255 characters.")
+        key = task().unique_key(envelope.data)
+    digest = None if key is None else _digest(task, key)
+    return Terms(queue, run_at, digest, ref_of(task, envelope))
 
 
 def _digest(task: type[AsyncTask], key: str) -> str:

@@ -38,20 +38,7 @@ class Lifeline:
         """Tell whether another relay is known to be dead; false where that can't be seen."""
         if self._folder is None or place is None or place != self.place:
             return False
-        path = self._folder / f"relay-{relay_id}"
-        try:
-            file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        except OSError:
-            return False
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return False
-        else:
-            path.unlink(missing_ok=True)
-            return True
-        finally:
-            os.close(file)
+        return _is_released(self._folder / f"relay-{relay_id}")
 
     def end(self) -> None:
         if self._path is not None:
@@ -59,3 +46,31 @@ class Lifeline:
         if self._file is not None:
             os.close(self._file)
             self._file = None
+
+
+def has_ended(name: str, relay_id: str, place: str | None) -> bool:
+    """Tell the same to who has no lifeline of its own, e.g. a command."""
+    try:
+        folder = shared_folder(name)
+        if folder is None or place is None or place_of(folder) != place:
+            return False
+    except OSError:
+        return False
+    return _is_released(folder / f"relay-{relay_id}")
+
+
+def _is_released(path: Path) -> bool:
+    """Tell whether nobody holds ``path`` any more; its file is of no use then."""
+    try:
+        file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:  # Removed, by whomever: that says nothing about its owner.
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    else:
+        path.unlink(missing_ok=True)
+        return True
+    finally:
+        os.close(file)

@@ -22,7 +22,7 @@ class Recorder:
     def put(self, envelope: Envelope) -> None:
         self.envelopes.append(envelope)
 
-    def reserve(self, envelope: Envelope) -> Envelope | None:
+    def reserve(self, envelope: Envelope, queue: str) -> Envelope | None:
         return None
 
     def release(self, envelope_id: str) -> None: ...

@@ -85,9 +85,9 @@ class Relay:
             self.start()
             self._claims.wake()
 
-    def reserve(self, envelope: Envelope) -> Envelope | None:
+    def reserve(self, envelope: Envelope, queue: str) -> Envelope | None:
         """Return ``envelope`` with a lease, to be carried by this process; None without room."""
-        return self._claims.reserve(envelope) if self._claims is not None else None
+        return self._claims.reserve(envelope, queue) if self._claims is not None else None
 
     def release(self, envelope_id: str) -> None:
         """Give up the place that was reserved."""
@@ -296,7 +296,7 @@ class Immediate:
         self._app = app
         self._transport = transport
 
-    def reserve(self, envelope: Envelope) -> Envelope | None:
+    def reserve(self, envelope: Envelope, queue: str) -> Envelope | None:
         return None
 
     def release(self, envelope_id: str) -> None: ...

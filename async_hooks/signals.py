@@ -22,6 +22,8 @@ task_failed = _signals.signal("task_failed")
 task_retrying = _signals.signal("task_retrying")
 task_discarded = _signals.signal("task_discarded")
 task_rejected = _signals.signal("task_rejected")
+worker_started = _signals.signal("worker_started")
+worker_stopped = _signals.signal("worker_stopped")
 
 
 def emit(signal: Signal, app: Flask, /, **facts: Any) -> None:

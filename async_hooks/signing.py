@@ -89,6 +89,7 @@ class Signing:
             ("parent", envelope.parent_id),
             ("receiver", envelope.receiver),
             ("lease", envelope.lease),
+            ("awaited", envelope.is_awaited or None),
         ):
             if value is not None:
                 head[key] = value
@@ -241,6 +242,7 @@ def _envelope(payload: dict[str, Any]) -> Envelope:
         parent_id=payload.get("parent"),
         receiver=payload.get("receiver"),
         lease=payload.get("lease"),
+        is_awaited=payload.get("awaited", False),
     )
 
 

@@ -40,7 +40,7 @@ class Relay(Protocol):
 
     def put(self, envelope: Envelope) -> None: ...
 
-    def reserve(self, envelope: Envelope) -> Envelope | None:
+    def reserve(self, envelope: Envelope, queue: str) -> Envelope | None:
         """Return ``envelope`` with a lease, to be carried by this process; None without room."""
         ...
 

@@ -15,7 +15,8 @@ from flask import current_app
 
 from .config import seconds
 from .context import current_run
-from .errors import AsyncHooksError, ConfigError, NoAppContext, OutboxRequired
+from .envelope import Envelope
+from .errors import AsyncHooksError, ConfigError, DataError, NoAppContext, OutboxRequired
 from .state import current_state
 
 #: Seconds; no backoff is longer.
@@ -154,7 +155,10 @@ class AsyncTask:
         return None
 
     def ref(self, data: dict[str, Any]) -> str | None:
-        """Return what ``outbox.find(ref=…)`` finds it by, up to 255 characters. Needs an outbox."""
+        """Return what ``outbox.find(ref=…)`` finds it by, up to 255 characters. Needs an outbox.
+
+        The deliveries of its receivers, if there are several, are found by it as well.
+        """
         return None
 
     def send(self, /, **kwargs: Any) -> list[Any]:
@@ -201,6 +205,19 @@ class AsyncTask:
                 if wish:
                     raise OutboxRequired(needs_outbox(key, f"task {cls.name!r}"))
         return state.launcher.dispatch(cls, data, priority=priority, user=user, wishes=wishes)
+
+
+def ref_of(task: type[AsyncTask], envelope: Envelope) -> str | None:
+    """Return what ``envelope`` is found by.
+
+    :raises DataError: if that is no text of up to 255 characters.
+    """
+    if task.ref is AsyncTask.ref:
+        return None
+    ref: Any = task().ref(envelope.data)
+    if ref is None or (isinstance(ref, str) and len(ref) <= 255):
+        return ref
+    raise DataError(f"The ref of task {task.name!r} is no text of up to 255 characters.")
 
 
 def exponential(failures: int) -> float:

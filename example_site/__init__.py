@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from secrets import token_hex
@@ -21,12 +22,14 @@ from .tasks import hooks
 #: Each is also read from the environment, where its name begins with ``EXAMPLE_``.
 DEFAULTS = {
     "PARTNERS_URL": "http://127.0.0.1:8001",
-    # How long a partner may take to answer, and a call may wait for its turn.
+    # How long a partner may take to answer.
     "CALL_SECONDS": 10,
-    "WAIT_SECONDS": 120,
+    # A lead and its deliveries are one transaction. They are kept alike: pages show both.
+    "ASYNC_HOOKS_OUTBOX": "app",
+    "ASYNC_HOOKS_KEEP": timedelta(days=3650),
     # Of the eight threads of each server process, four stay free for visitors.
     "ASYNC_HOOKS_CONCURRENCY": 4,
-    "SQLALCHEMY_DATABASE_URI": "sqlite:///leads.db",
+    "SQLALCHEMY_DATABASE_URI": "sqlite:///site.db",
     "SESSION_COOKIE_NAME": "example_site",
     "SESSION_COOKIE_SAMESITE": "Lax",
     # A form stays valid as long as the session does.

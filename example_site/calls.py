@@ -1,32 +1,35 @@
-"""One call to one partner: plain slow HTTP, and a record of how it went."""
+"""One call to one partner: plain slow HTTP."""
 
 from __future__ import annotations
+
+from time import perf_counter
 
 import requests
 from flask import current_app
 
-from .models import Lead, State
+from .models import Call, Lead, db
+
+
+class PartnerError(Exception):
+    """A partner did not take a call, for a reason that people can read."""
 
 
 def call_partner(partner: str, lead: Lead) -> None:
-    """Tell ``partner`` about ``lead``, and record what became of it.
+    """Tell ``partner`` about ``lead``, and add the call that it took.
 
-    A call that was delivered, or is under way elsewhere, is not made a second time.
+    The commit is left to async_hooks: the added call and the end of its delivery are one
+    transaction.
 
-    :raises requests.RequestException: if the call fails, once that is recorded.
+    :raises PartnerError: if it did not take the call, which is then tried again.
     """
-    call = lead.call(partner)
-    # All is read before the call begins, so that no transaction stays open while it lasts.
     news = {"id": lead.id, "name": lead.name, "email": lead.email, "message": lead.message}
-    attempt = call.begin()
-    if attempt is None:
-        return
+    db.session.commit()  # because no transaction may stay open while the partner takes its time
+    started = perf_counter()
     try:
         _post(partner, news)
-    except Exception as error:
-        call.finish(attempt, State.FAILED, error=_in_words(error))
-        raise
-    call.finish(attempt, State.DELIVERED)
+    except requests.RequestException as error:
+        raise PartnerError(_in_words(error)) from error
+    db.session.add(Call(lead=lead, partner=partner, seconds=perf_counter() - started))
 
 
 def _post(partner: str, news: dict[str, object]) -> None:
@@ -35,13 +38,11 @@ def _post(partner: str, news: dict[str, object]) -> None:
     answer.raise_for_status()
 
 
-def _in_words(error: Exception) -> str:
+def _in_words(error: requests.RequestException) -> str:
     match error:
         case requests.HTTPError():
             answer = error.response
             return f"The partner answered {answer.status_code} ({answer.reason.capitalize()})."
         case requests.Timeout():
             return "The partner did not answer in time."
-        case requests.ConnectionError():
-            return "The partner could not be reached."
-    return f"Something went wrong on our side ({type(error).__name__})."
+    return "The partner could not be reached."

@@ -10,6 +10,7 @@ import logging
 import random
 import signal
 import sys
+from collections import Counter
 from threading import Lock, Thread
 from time import sleep
 
@@ -21,7 +22,7 @@ DEFAULTS = {
     "CRM_SECONDS": 5,
     "NEWSLETTER_SECONDS": 0.8,
     "SALES_SECONDS": 0.2,
-    # How often the newsletter fails, or "first": once for each lead.
+    # How often the newsletter fails; a whole number: its first so many calls for each lead.
     "NEWSLETTER_FAILS": 0.5,
 }
 
@@ -31,7 +32,7 @@ def create_partners() -> Flask:
     app = Flask(__name__)
     app.config.from_mapping(DEFAULTS)
     app.config.from_prefixed_env("EXAMPLE")
-    config, known, lock = app.config, set[int](), Lock()
+    config, calls, lock = app.config, Counter[int](), Lock()
 
     @app.post("/crm")
     def crm() -> dict[str, bool]:
@@ -52,10 +53,9 @@ def create_partners() -> Flask:
 
     def fails(lead_id: int) -> bool:
         with lock:
-            is_first = lead_id not in known
-            known.add(lead_id)
-        rate = config["NEWSLETTER_FAILS"]
-        return is_first if rate == "first" else random.random() < rate
+            calls[lead_id] += 1
+        rate: float = config["NEWSLETTER_FAILS"]
+        return calls[lead_id] <= rate if isinstance(rate, int) else random.random() < rate
 
     return app
 

@@ -17,16 +17,16 @@ from flask import (
     url_for,
 )
 from sqlalchemy import select
-from sqlalchemy.orm import selectinload
 from werkzeug import Response
 from werkzeug.exceptions import HTTPException
 
 from .forms import LeadForm
 from .labels import PARTNERS
 from .models import Lead, db
+from .progress import progress_of
+from .tasks import hooks
 
 lead_submitted = signal("lead_submitted")
-call_again_requested = signal("call_again_requested")
 
 site = Blueprint("site", __name__)
 LEAD = "/leads/<int(max=999999999):lead_id>"
@@ -49,14 +49,15 @@ def form() -> str:
 
 @site.post("/")
 def submit() -> tuple[str, int] | Response:
-    """Save the lead, send the signal, answer at once."""
+    """Save the lead and send the signal, both with one commit, and answer at once."""
     form = LeadForm()
     if not form.validate():
         return render_template("form.html", form=form), 422
     lead = Lead(name=form.name.data, email=form.email.data, message=form.message.data)
     db.session.add(lead)
-    db.session.commit()
+    db.session.flush()  # because what travels is its id
     lead_submitted.send(this_app(), lead=lead)
+    db.session.commit()
     answer = redirect(url_for(".thanks", lead_id=lead.id), 303)
     lead.answer_seconds = perf_counter() - g.started
     db.session.commit()
@@ -65,38 +66,37 @@ def submit() -> tuple[str, int] | Response:
 
 @site.get(f"{LEAD}/thanks")
 def thanks(lead_id: int) -> str:
-    return render_template("thanks.html", lead=find(lead_id))
+    return show("thanks.html", lead_id)
 
 
 @site.get(f"{LEAD}/times")
 def times(lead_id: int) -> str:
     """The part of the thank-you page that changes."""
-    return render_template("_times.html", lead=find(lead_id))
+    return show("_times.html", lead_id)
 
 
 @site.get("/leads")
 def leads() -> str:
-    newest = select(Lead).order_by(Lead.id.desc()).options(selectinload(Lead.calls))
-    page = min(request.args.get("page", 1, type=int), 10**6)
-    return render_template("leads.html", page=db.paginate(newest, page=page, per_page=20))
+    number = min(request.args.get("page", 1, type=int), 10**6)
+    page = db.paginate(select(Lead).order_by(Lead.id.desc()), page=number, per_page=20)
+    return render_template("leads.html", page=page, progress_of=progress_of)
 
 
 @site.get(LEAD)
 def lead(lead_id: int) -> str:
-    return render_template("lead.html", lead=find(lead_id))
+    return show("lead.html", lead_id)
 
 
 @site.get(f"{LEAD}/calls")
 def calls(lead_id: int) -> str:
     """The part of the lead's page that changes."""
-    return render_template("_calls.html", lead=find(lead_id))
+    return show("_calls.html", lead_id)
 
 
 @site.post(f"{LEAD}/calls/<any({', '.join(PARTNERS)}):partner>/again")
 def again(lead_id: int, partner: str) -> Response:
-    call = find(lead_id).call(partner)
-    if call.request_again():
-        call_again_requested.send(this_app(), call=call)
+    delivery = progress_of(find(lead_id)).given_up.get(partner)
+    if delivery is not None and hooks.outbox.retry(delivery.id):
         flash(f"{PARTNERS[partner]}: we are calling again.")
     else:
         flash(f"{PARTNERS[partner]}: there is no need to call again.")
@@ -106,6 +106,11 @@ def again(lead_id: int, partner: str) -> Response:
 def this_app() -> Flask:
     app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]
     return app
+
+
+def show(template: str, lead_id: int) -> str:
+    lead = find(lead_id)
+    return render_template(template, lead=lead, progress=progress_of(lead))
 
 
 def find(lead_id: int) -> Lead:

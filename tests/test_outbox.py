@@ -233,20 +233,19 @@ def test_what_a_failing_run_launched_goes_all_the_same(shops: list[Shop], action
     shop.wait_for(launched[0], "completed")
 
 
-@pytest.mark.parametrize(
-    "wish",
-    [
-        {"delay": 3600},
-        {"delay": timedelta(hours=1)},
-        {"run_at": datetime.now(UTC) + timedelta(hours=1)},
-        {"run_at": datetime.now(UTC).replace(tzinfo=None) + timedelta(hours=1)},
-    ],
-)
-def test_what_is_for_later_waits(shops: list[Shop], action: str, wish: dict[str, Any]) -> None:
+@pytest.mark.parametrize("of", ["seconds", "timedelta", "aware", "naive"])
+def test_what_is_for_later_waits(shops: list[Shop], action: str, of: str) -> None:
+    at = datetime.now(UTC) + timedelta(hours=1)
+    wishes: dict[str, dict[str, Any]] = {
+        "seconds": {"delay": 3600},
+        "timedelta": {"delay": timedelta(hours=1)},
+        "aware": {"run_at": at},
+        "naive": {"run_at": at.replace(tzinfo=None)},
+    }
     shop = open_shop(shops)
     task = make_task(shop.hooks, action)
     with shop.app.app_context():
-        delivery = shop.hooks.outbox.get(task.dispatch({}, **wish))
+        delivery = shop.hooks.outbox.get(task.dispatch({}, **wishes[of]))
     assert delivery is not None
     assert delivery.state is DeliveryState.AVAILABLE
     assert 3500 < (delivery.run_at - datetime.now(UTC)).total_seconds() < 3601

@@ -10,16 +10,18 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from random import uniform
 from typing import Any, TypeVar
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, exc, make_url, update
+from sqlalchemy.sql.dml import UpdateBase
 
 from ..errors import ConfigError, OutboxUnavailable
 from ..processes import PerProcess
 from . import schema
+from .direct import KEPT, Direct
 
 T = TypeVar("T")
 
@@ -30,7 +32,7 @@ PATIENCE = 3.0
 _PAUSE, _LONGEST_PAUSE = 0.0005, 0.05
 
 #: The most connections of a process at once; more wait for one to come free.
-_CONNECTIONS = 16
+_CONNECTIONS = 2 * KEPT
 
 #: The drivers that the extras bring, for a URL that names none.
 _DRIVERS = {"postgresql": "psycopg", "mysql": "pymysql", "mariadb": "pymysql"}
@@ -57,9 +59,17 @@ _AGAIN = {1205, 1213, "40001", "40P01", "55P03"}
 class Database:
     """Runs transactions on the engine that ``make_engine`` gives in each process."""
 
-    def __init__(self, make_engine: Callable[[], Engine], patience: float = PATIENCE) -> None:
+    def __init__(
+        self,
+        make_engine: Callable[[], Engine],
+        *,
+        patience: float = PATIENCE,
+        is_own: bool = False,
+    ) -> None:
+        """``is_own`` says that nobody else needs the engine's connections."""
         self._patience = patience
         self._engine = PerProcess(make_engine)
+        self._direct = PerProcess(lambda: Direct(self.engine)) if is_own else None
         self._ready = PerProcess(dict[str, bool])
 
     @property
@@ -74,6 +84,35 @@ class Database:
         :raises OutboxUnavailable: if it can't be, as far as anybody knows.
         """
         return self._run(body, _begin_write, repeatable=repeatable)
+
+    def change(
+        self, statement: UpdateBase, values: Mapping[str, Any], *, repeatable: bool = False
+    ) -> int:
+        """Return how many rows ``statement``, by itself, has changed.
+
+        :raises OutboxUnavailable: if that can't be known.
+        """
+        if self._direct is None:
+            return self.write(
+                lambda connection: connection.execute(statement, values).rowcount,
+                repeatable=repeatable,
+            )
+        if not self._ready.get():
+            self._prepare()
+        direct = self._direct.get()
+
+        def once() -> int:
+            try:
+                count = direct.run(statement, values)
+            except exc.DBAPIError as error:
+                if error.connection_invalidated:
+                    raise _Unknown(error) from error
+                raise
+            if count is not None:
+                return count
+            return self._once(lambda c: c.execute(statement, values).rowcount, _begin_write)
+
+        return self._try(once, repeatable=repeatable)
 
     def read(self, body: Callable[[Connection], T]) -> T:
         """Return what ``body`` reads.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Collection, Sequence
+from typing import Any
 
 from ..delivery import Addition
 from ..envelope import Envelope
@@ -28,6 +29,7 @@ class Ledger:
         joined: Joined | None = None,
         now: Callable[[], float] = time.time,
     ) -> None:
+        self.name = name
         self.database = database
         self.joined = joined
         self.now = now
@@ -36,6 +38,12 @@ class Ledger:
     @property
     def me(self) -> InHand:
         return self._me.get()
+
+    @property
+    def is_relaying(self) -> bool:
+        """Whether a relay beats in this process."""
+        me = self._me.made()
+        return me is not None and me.is_beating.is_set()
 
     # -- launching
 
@@ -62,10 +70,18 @@ class Ledger:
         """
         now = self.now()
         hold = Hold(self.me.relay_id, lease) if lease is not None else None
+        first = next(iter(additions))
+        if len(additions) == 1 and first.terms.unique_key is None:
+            self._insert(store.row_of(first, now, hold))
+            return {}
         return self.database.write(
             lambda connection: store.add(connection, additions, now=now, hold=hold),
             repeatable=True,
         )
+
+    def _insert(self, row: dict[str, Any]) -> None:
+        insert = store.INSERT[self.database.engine.dialect.name]
+        self.database.change(insert, row, repeatable=True)
 
     def unfinished(self, unique_key: str) -> str | None:
         """Return the id of the unfinished delivery that has ``unique_key``."""
@@ -85,9 +101,8 @@ class Ledger:
         relay = me.relay_id if me.is_beating.is_set() else None
         me.running[envelope.id] = Running(envelope, time.monotonic())
         try:
-            begun = self.database.write(
-                lambda connection: store.begin(connection, envelope, relay=relay, now=self.now())
-            )
+            values = store.begun(envelope, relay=relay, now=self.now())
+            begun = self.database.change(store.BEGIN, values) == 1
         except BaseException:
             del me.running[envelope.id]
             raise
@@ -114,6 +129,9 @@ class Ledger:
 
         if self.joined is not None:
             return self.joined.complete(body)
+        if store.is_simple(envelope, additions):
+            values = store.completed(envelope, result=result, now=self.now())
+            return self.database.change(store.COMPLETE, values) == 1
         return self.database.write(body)
 
     def complete_alone(self, envelope: Envelope) -> bool:
@@ -144,6 +162,14 @@ class Ledger:
                 connection, hold, kinds=kinds, limit=limit, now=self.now(), queues=queues
             )
         )
+
+    def make_due(self) -> int:
+        """Make due what was due already, before the clock was set back."""
+        now = self.now()
+        return self.database.write(lambda connection: store.make_due(connection, now=now))
+
+    def paused(self) -> list[str]:
+        return self.database.read(store.paused)
 
     def next_due(self) -> float | None:
         """Return in how many seconds something will be due."""
@@ -178,7 +204,9 @@ class Ledger:
             )
         )
 
-    def beat(self, trouble: str | None) -> list[Seen]:
+    def beat(
+        self, trouble: str | None, *, name: str = "", queues: Sequence[str] = ()
+    ) -> list[Seen]:
         """Show that this process lives; return the others that have not signed off."""
         me = self.me
         return self.database.write(
@@ -190,6 +218,8 @@ class Ledger:
                 place=me.lifeline.place,
                 trouble=trouble,
                 now=self.now(),
+                name=name,
+                queues=queues,
             )
         )
 

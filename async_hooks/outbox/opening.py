@@ -63,7 +63,9 @@ def _own(url: str, folder: Path, config: Config) -> Database:
         ) from None
     # Made once here so that a wrong one is an error now; each process makes its own.
     engine_for(url, folder, synchronous=config.sqlite_synchronous)
-    return Database(lambda: engine_for(url, folder, synchronous=config.sqlite_synchronous))
+    return Database(
+        lambda: engine_for(url, folder, synchronous=config.sqlite_synchronous), is_own=True
+    )
 
 
 def _joined(

@@ -15,6 +15,7 @@ from ..config import seconds
 from ..delivery import FINAL, Delivery, DeliveryState
 from ..envelope import Envelope
 from ..errors import OutboxUnavailable
+from ..lifeline import has_ended
 from ..receivers import kinds_of, max_attempts_of
 from ..state import state_of
 from . import schema, store
@@ -205,7 +206,8 @@ class Outbox:
                 found = schema.version_of(connection)
         except exc.DBAPIError as error:
             url = engine.url.render_as_string(hide_password=True)
-            raise OutboxUnavailable(f"The outbox ({url}) can't be used: {error.orig}") from error
+            what = str(error.orig).strip().partition("\n")[0]
+            raise OutboxUnavailable(f"The outbox ({url}) can't be used: {what}") from error
         makes_itself = found == 0 and engine.dialect.name == "sqlite"
         schema.check_version(found, at_least=0 if makes_itself else schema.VERSION)
         return found > 0
@@ -259,7 +261,7 @@ class Outbox:
     def _seen(self, relay: Seen) -> RelaySeen:
         lease = state_of(self._app).config.lease
         silent = self._ledger.now() - relay.seen_at > 2 * lease
-        ended = self._ledger.me.lifeline.has_ended(relay.id, relay.place)
+        ended = has_ended(self._ledger.name, relay.id, relay.place)
         return RelaySeen(
             id=relay.id,
             host=relay.host,
@@ -324,7 +326,8 @@ class Outbox:
         )
 
     def _wake(self) -> None:
-        state_of(self._app).relay.wake()
+        if self._ledger.is_relaying:  # A command does not begin to.
+            state_of(self._app).relay.wake()
 
 
 def _moment(at: float) -> datetime:

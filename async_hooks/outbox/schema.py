@@ -84,6 +84,9 @@ relays = Table(
     "async_hooks_relays",
     metadata,
     Column("id", String(64), primary_key=True),
+    # A worker's name and queues; both empty for a web process.
+    Column("name", String(255), nullable=False),
+    Column("queues", String(1000), nullable=False),
     Column("host", String(255), nullable=False),
     Column("pid", Integer, nullable=False),
     Column("place", String(64)),

@@ -15,17 +15,21 @@ from typing import Any, NamedTuple
 from sqlalchemy import (
     ColumnElement,
     Connection,
+    String,
     and_,
+    bindparam,
     delete,
     false,
     func,
     insert,
+    null,
     or_,
     select,
     tuple_,
     update,
 )
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.sql.dml import UpdateBase
 
 from ..delivery import FINAL, Addition, DeliveryState
 from ..envelope import Envelope, Origin
@@ -63,7 +67,7 @@ def add(
     """
     lost: dict[str, str] = {}
     for addition in additions:
-        winner = _insert(connection, addition, _row(addition, now, hold))
+        winner = _insert(connection, addition, row_of(addition, now, hold))
         if winner != addition.envelope.id:
             lost[addition.envelope.id] = winner
     return lost
@@ -73,7 +77,8 @@ def _insert(connection: Connection, addition: Addition, row: dict[str, Any]) -> 
     """Insert ``row`` unless it is there, or its unique key is taken; return the id that holds."""
     key = addition.terms.unique_key
     for _ in range(_TRIES):
-        if connection.execute(_insert_or_ignore(connection), row).rowcount == 1 or key is None:
+        added = connection.execute(INSERT[connection.dialect.name], row).rowcount
+        if added == 1 or key is None:
             return addition.envelope.id
         winner = unfinished(connection, key)
         if winner is not None:
@@ -89,17 +94,19 @@ def unfinished(connection: Connection, unique_key: str) -> str | None:
     return found
 
 
-def _insert_or_ignore(connection: Connection) -> Any:
-    match connection.dialect.name:
-        case "sqlite":
-            return sqlite.insert(deliveries).on_conflict_do_nothing()
-        case "postgresql":
-            return postgresql.insert(deliveries).on_conflict_do_nothing()
-    return insert(deliveries).prefix_with("IGNORE")
+#: The statement that adds a row which is not there, by dialect; :func:`row_of` has its values.
+INSERT: dict[str, UpdateBase] = {
+    "sqlite": sqlite.insert(deliveries).on_conflict_do_nothing(),
+    "postgresql": postgresql.insert(deliveries).on_conflict_do_nothing(),
+    "mysql": insert(deliveries).prefix_with("IGNORE"),
+    "mariadb": insert(deliveries).prefix_with("IGNORE"),
+}
 
 
-def _row(addition: Addition, now: float, hold: Hold | None) -> dict[str, Any]:
+def row_of(addition: Addition, now: float, hold: Hold | None) -> dict[str, Any]:
+    """Return the row that ``addition`` begins as."""
     envelope, terms = addition
+    state = DeliveryState.AVAILABLE if hold is None else DeliveryState.EXECUTING
     return {
         "id": envelope.id,
         "parent_id": envelope.parent_id,
@@ -107,7 +114,7 @@ def _row(addition: Addition, now: float, hold: Hold | None) -> dict[str, Any]:
         "receiver": envelope.receiver or "",
         "queue": terms.queue,
         "priority": envelope.priority,
-        "state": DeliveryState.AVAILABLE if hold is None else DeliveryState.EXECUTING,
+        "state": state.value,
         "run_at": now if terms.run_at is None else terms.run_at,
         "attempts": 0,
         "crashes": 0,
@@ -115,7 +122,14 @@ def _row(addition: Addition, now: float, hold: Hold | None) -> dict[str, Any]:
         "lease": hold and hold.lease,
         "body": envelope.body,
         "context": json.dumps(
-            [envelope.depth, envelope.budget, envelope.user, envelope.carried, *envelope.origin],
+            [
+                envelope.depth,
+                envelope.budget,
+                envelope.user,
+                envelope.carried,
+                *envelope.origin,
+                envelope.is_awaited,
+            ],
             separators=(",", ":"),
         ),
         "unique_key": terms.unique_key,
@@ -205,6 +219,15 @@ def _readable(
     return envelopes
 
 
+def make_due(connection: Connection, *, now: float) -> int:
+    """Make due what was due when it was added, and no longer is: the clock was set back."""
+    return connection.execute(
+        update(deliveries)
+        .where(_d.state == DeliveryState.AVAILABLE, _d.run_at > now, _d.run_at == _d.created_at)
+        .values(run_at=now)
+    ).rowcount
+
+
 def next_due(connection: Connection, *, now: float) -> float | None:
     """Return when the next delivery will be due that is not yet."""
     nexts = [
@@ -251,7 +274,7 @@ def _lanes(connection: Connection, queues: Sequence[str] | None) -> Iterable[lis
 
 
 def _envelope(row: Any, lease: str) -> Envelope:
-    depth, budget, user, carried, *origin = json.loads(row.context)
+    depth, budget, user, carried, *origin, is_awaited = json.loads(row.context)
     return Envelope(
         id=row.id,
         task=row.task,
@@ -266,6 +289,7 @@ def _envelope(row: Any, lease: str) -> Envelope:
         receiver=row.receiver or None,
         priority=row.priority,
         lease=lease,
+        is_awaited=is_awaited,
     )
 
 
@@ -277,9 +301,68 @@ def begin(connection: Connection, envelope: Envelope, *, relay: str | None, now:
 
     From now on it lives as long as the process of ``relay``, which executes it.
     """
-    owner: dict[str, Any] = {} if relay is None else {"relay": relay}
-    fence = _held(envelope, begun=False)
-    return _moved(connection, fence, attempts=envelope.attempt, started_at=now, **owner)
+    return connection.execute(BEGIN, begun(envelope, relay=relay, now=now)).rowcount == 1
+
+
+#: The statements that begin an attempt, and complete one that left nothing else to be done.
+BEGIN: UpdateBase = (
+    update(deliveries)
+    .where(
+        _d.id == bindparam("of"),
+        _d.state == bindparam("was"),
+        _d.lease == bindparam("by"),
+        _d.attempts == bindparam("so_far"),
+    )
+    .values(
+        attempts=bindparam("number"),
+        started_at=bindparam("at"),
+        relay=func.coalesce(bindparam("executor", type_=String), _d.relay),
+    )
+)
+COMPLETE: UpdateBase = (
+    update(deliveries)
+    .where(
+        _d.id == bindparam("of"),
+        _d.state == bindparam("was"),
+        _d.lease == bindparam("by"),
+        _d.attempts == bindparam("so_far"),
+    )
+    .values(
+        state=bindparam("is"),
+        relay=null(),
+        lease=null(),
+        unique_key=null(),
+        finished_at=bindparam("at"),
+        error=null(),
+        result=bindparam("outcome"),
+    )
+)
+
+
+def begun(envelope: Envelope, *, relay: str | None, now: float) -> dict[str, Any]:
+    """Return the values of :data:`BEGIN`."""
+    fence = _fence(envelope, begun=False)
+    return {**fence, "number": envelope.attempt, "at": now, "executor": relay}
+
+
+def completed(envelope: Envelope, *, result: str | None, now: float) -> dict[str, Any]:
+    """Return the values of :data:`COMPLETE`."""
+    fence = _fence(envelope, begun=True)
+    return {**fence, "is": DeliveryState.COMPLETED.value, "at": now, "outcome": result}
+
+
+def is_simple(envelope: Envelope, additions: Collection[Addition]) -> bool:
+    """Tell whether :data:`COMPLETE` is all there is to its completion."""
+    return not additions and (envelope.parent_id is None or not envelope.is_awaited)
+
+
+def _fence(envelope: Envelope, *, begun: bool) -> dict[str, Any]:
+    return {
+        "of": envelope.id,
+        "was": DeliveryState.EXECUTING.value,
+        "by": envelope.lease,
+        "so_far": envelope.attempt if begun else envelope.attempt - 1,
+    }
 
 
 def complete(
@@ -291,9 +374,12 @@ def complete(
     now: float,
 ) -> bool:
     """Complete the attempt, and add what it launched or was split into; false if it is stale."""
+    if is_simple(envelope, additions):
+        values = completed(envelope, result=result, now=now)
+        return connection.execute(COMPLETE, values).rowcount == 1
     parent_id = _lock_awaiting_parent(connection, envelope)
     is_split = any(addition.envelope.parent_id == envelope.id for addition in additions)
-    values: dict[str, Any] = {} if is_split else {"unique_key": None}
+    kept = {} if is_split and envelope.is_awaited else {"unique_key": None}
     done = _moved(
         connection,
         _held(envelope, begun=True),
@@ -303,7 +389,7 @@ def complete(
         finished_at=now,
         error=None,
         result=result,
-        **values,
+        **kept,
     )
     if done:
         add(connection, additions, now=now)
@@ -387,7 +473,7 @@ def _moved(connection: Connection, fence: ColumnElement[bool], **values: Any) ->
 
 def _lock_awaiting_parent(connection: Connection, child: Envelope) -> str | None:
     """Lock, and return, the parent whose unique key waits for ``child``: one child is the last."""
-    if child.parent_id is None:
+    if child.parent_id is None or not child.is_awaited:
         return None
     awaiting = select(_d.id).where(_d.id == child.parent_id, _d.unique_key.is_not(None))
     found: str | None = connection.execute(awaiting.with_for_update()).scalar_one_or_none()
@@ -410,6 +496,8 @@ class Seen(NamedTuple):
     """A relay as its row shows it. ``beat`` changes as long as it lives."""
 
     id: str
+    name: str
+    queues: str
     host: str
     pid: int
     place: str | None
@@ -428,11 +516,14 @@ def beat(
     place: str | None,
     trouble: str | None,
     now: float,
+    name: str = "",
+    queues: Sequence[str] = (),
 ) -> list[Seen]:
     """Show that ``relay`` lives, and return all the others, dead or alive."""
     alive = {"beat": relays.c.beat + 1, "seen_at": now, "trouble": trouble}
     if not connection.execute(update(relays).where(relays.c.id == relay).values(**alive)).rowcount:
-        row = {"id": relay, "host": host, "pid": pid, "place": place, "started_at": now}
+        who = {"id": relay, "name": name, "queues": " ".join(queues)[:1000]}
+        row = {**who, "host": host, "pid": pid, "place": place, "started_at": now}
         connection.execute(insert(relays).values(beat=1, seen_at=now, trouble=trouble, **row))
     others = [seen for seen in all_relays(connection) if seen.id != relay]
     return others + _unlisted(connection, now)
@@ -449,7 +540,7 @@ def _unlisted(connection: Connection, now: float) -> list[Seen]:
         )
         .distinct()
     ).scalars()
-    return [Seen(holder, "", 0, None, 0, now, now, None) for holder in holders]
+    return [Seen(holder, "", "", "", 0, None, 0, now, now, None) for holder in holders]
 
 
 def all_relays(connection: Connection) -> list[Seen]:
@@ -544,12 +635,12 @@ def count(
 
 
 def _those(states: Collection[str], task: str | None, queue: str | None) -> ColumnElement[bool]:
-    which = _d.state.in_(states)
+    which: list[ColumnElement[bool]] = [_d.state.in_(states)]
     if task is not None:
-        which &= _d.task == task
+        which.append(_d.task == task)
     if queue is not None:
-        which &= _d.queue == queue
-    return which
+        which.append(_d.queue == queue)
+    return and_(*which)
 
 
 def counts(connection: Connection) -> dict[str, int]:

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ from pathlib import Path
 import requests
 
 ROOT = Path(__file__).parents[2]
+sys.path.append(str(ROOT))  # because a bare "pytest" does not see example_site
 
 #: Seconds after which what has not happened will not happen.
 BOUND = 60.0
@@ -100,6 +102,15 @@ class Example:
     def press_ctrl_c(self) -> None:
         os.killpg(self.process.pid, signal.SIGINT)
 
+    def kill(self) -> None:
+        """Kill all of it at once, as a power cut would."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait(BOUND)
+        until(lambda: not self.processes(), "the end of all processes")
+
+    def database(self) -> sqlite3.Connection:
+        return sqlite3.connect(self.folder / "site.db")
+
     def stop(self) -> int:
         """End it, if it has not ended yet, and return the exit status."""
         if self.process.poll() is None:
@@ -178,7 +189,7 @@ class Page:
         return found[1]
 
     def attempts(self, partner: str) -> int:
-        found = re.search(r'class="attempts">(\d+)<', self.call(partner))
+        found = re.search(r'class="attempts">(\d+) of', self.call(partner))
         assert found
         return int(found[1])
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import sqlite3
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -84,11 +83,11 @@ def test_ctrl_c_stops_all_once_calls_under_way_have_finished(start: StartExample
     example = start(CRM_SECONDS="1")
     visitor = Visitor(example)
     lead = visitor.submit_lead()
-    visitor.wait_for(lead, "crm", "calling")
+    visitor.wait_for(lead, "crm", "executing")
     example.press_ctrl_c()
     assert example.process.wait(60) == 0
     assert not example.processes()
-    assert recorded(example, "crm") == "delivered"
+    assert state_in_outbox(example, "crm") == "completed"
     assert "Traceback" not in example.output
     assert "ended" not in example.output
     assert is_free(example.port)
@@ -110,31 +109,67 @@ def test_end_of_the_partner_server_is_reported(start: StartExample) -> None:
     visitor = Visitor(example)
     page = visitor.wait_for_all(visitor.submit_lead())
     for partner in ("crm", "newsletter", "sales"):
-        assert page.state(partner) == "failed"
+        assert page.state(partner) == "discarded"
         assert "The partner could not be reached." in page.call(partner)
 
 
-def test_call_that_a_crash_interrupted_can_be_sent_again(start: StartExample) -> None:
-    example = start(CRM_SECONDS="1", CALL_SECONDS="2")
+def test_call_given_up_after_its_last_attempt_can_be_sent_again(start: StartExample) -> None:
+    visitor = Visitor(start(NEWSLETTER_FAILS="3", CRM_SECONDS="0"))
+    lead = visitor.submit_lead(name="Grace Hopper")
+    page = visitor.wait_for_all(lead)
+    assert "Given up" in page.call("newsletter")
+    assert page.attempts("newsletter") == 3
+    assert "The partner answered 503 (Service unavailable)." in page.call("newsletter")
+    assert "Send again" in page.call("newsletter")
+    assert "Send again" not in page.call("crm") + page.call("sales")
+    assert "Grace Hopper Given up" in visitor.get("/leads").words
+
+    assert visitor.send_again(lead, "newsletter").status == 303
+    assert "Newsletter: we are calling again." in visitor.get(lead).words
+    page = visitor.wait_for_all(lead)
+    assert page.state("newsletter") == "completed"
+    assert page.attempts("newsletter") == 1
+    assert "Grace Hopper Delivered" in visitor.get("/leads").words
+
+
+def test_call_that_a_crash_interrupted_is_made_again(start: StartExample) -> None:
+    example = start(CRM_SECONDS="1")
     visitor = Visitor(example)
     lead = visitor.submit_lead()
-    visitor.wait_for(lead, "crm", "calling")
+    visitor.wait_for(lead, "crm", "executing")
     workers = set(example.worker_pids())
     for pid in workers:
         os.kill(pid, signal.SIGKILL)
     until(lambda: workers.isdisjoint(example.processes()), "the end of the workers")
     visitor = Visitor(example)
-    visitor.wait_for(lead, "crm", "failed")
-    page = visitor.get(lead)
-    assert "It was interrupted, and no result came back." in page.call("crm")
-    visitor.send_again(lead, "crm")
-    visitor.wait_for(lead, "crm", "delivered")
+    visitor.wait_for(lead, "crm", "completed")
     assert visitor.get(lead).attempts("crm") == 2
 
 
-def recorded(example: Example, partner: str) -> str:
-    with sqlite3.connect(example.folder / "leads.db") as connection:
-        query = "SELECT recorded FROM call WHERE partner = ?"
+def test_calls_complete_after_everything_was_killed_and_started_again(start: StartExample) -> None:
+    first = start(CRM_SECONDS="60", NEWSLETTER_SECONDS="60")
+    visitor = Visitor(first)
+    lead = visitor.submit_lead(name="Mary Somerville")
+    for partner, state in ("crm", "executing"), ("newsletter", "executing"), ("sales", "completed"):
+        visitor.wait_for(lead, partner, state)
+    first.kill()
+
+    second = start(CRM_SECONDS="0")
+    page = Visitor(second).wait_for_all(lead)
+    assert "Mary Somerville" in page.words
+    for partner, attempts in ("crm", 2), ("newsletter", 2), ("sales", 1):
+        assert page.state(partner) == "completed"
+        assert page.attempts(partner) == attempts
+    # What a partner took is there once: it was committed with its delivery's end.
+    with second.database() as connection:
+        rows = connection.execute("SELECT partner FROM call ORDER BY partner").fetchall()
+    connection.close()
+    assert rows == [("crm",), ("newsletter",), ("sales",)]
+
+
+def state_in_outbox(example: Example, partner: str) -> str:
+    with example.database() as connection:
+        query = "SELECT state FROM async_hooks_deliveries WHERE receiver = ?"
         (state,) = connection.execute(query, (partner,)).fetchone()
     connection.close()
     return str(state)

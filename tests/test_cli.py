@@ -1,0 +1,667 @@
+"""The command line of the outbox: what each command says, does and exits with."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+from conftest import make_app, plain_app
+from databases import KINDS, fresh_database
+from flask import Flask
+from sqlalchemy import update
+
+from async_hooks import AsyncHooks, AsyncTask
+from async_hooks.cli import cli
+from async_hooks.delivery import Addition, Terms
+from async_hooks.envelope import Envelope, new_id
+from async_hooks.outbox import schema, store
+from async_hooks.outbox.store import BATCH
+from async_hooks.shared_folder import shared_folder
+from async_hooks.state import state_of
+
+OUTBOX_COMMANDS = (
+    ["init-db"],
+    ["status"],
+    ["deliveries"],
+    ["why", "x"],
+    ["retry", "x"],
+    ["cancel", "x"],
+    ["pause", "q"],
+    ["resume", "q"],
+    ["purge"],
+    ["health"],
+)
+
+
+class Shop:
+    """An app with an outbox and a task "mail", and its command line. Nothing relays."""
+
+    def __init__(self, url: str, **config: Any) -> None:
+        self.app, self.hooks = make_app(
+            ASYNC_HOOKS_TRANSPORT="in_process",
+            ASYNC_HOOKS_OUTBOX=url,
+            **{"ASYNC_HOOKS_RELAY": False, **config},
+        )
+        register_mail(self.hooks)
+        self.ledger: Any = state_of(self.app).ledger
+
+    def run(self, *arguments: str, answer: str | None = None) -> Result:
+        return run(self.app, *arguments, answer=answer)
+
+    def json(self, *arguments: str, code: int = 0) -> Any:
+        result = self.run(*arguments, "--json")
+        assert result.exit_code == code, result.output
+        return json.loads(result.stdout)
+
+    def add(self, task: str = "mail", receiver: str | None = None, **terms: Any) -> str:
+        delivery_id = new_id()
+        envelope = Envelope(id=delivery_id, task=task, body='{"to": "a@b.c"}', receiver=receiver)
+        self.keep([Addition(envelope, Terms(**terms))])
+        return delivery_id
+
+    def keep(self, additions: list[Addition]) -> None:
+        now = self.ledger.now()
+        self.ledger.database.write(lambda connection: store.add(connection, additions, now=now))
+
+    def set(self, *ids: str, **values: Any) -> None:
+        change = update(schema.deliveries).where(schema.deliveries.c.id.in_(ids)).values(**values)
+        self.ledger.database.write(lambda connection: connection.execute(change))
+
+    def discarded(self, error: str = "ValueError: no", **terms: Any) -> str:
+        delivery_id = self.add(**terms)
+        self.set(delivery_id, state="discarded", attempts=5, error=error, finished_at=1e9)
+        return delivery_id
+
+    def state(self, delivery_id: str) -> str:
+        with self.app.app_context():
+            delivery = self.hooks.outbox.get(delivery_id)
+        return str(delivery.state) if delivery is not None else "gone"
+
+
+def register_mail(hooks: AsyncHooks) -> None:
+    class Mail(AsyncTask):
+        action = "cli_mail"
+        name = "mail"
+        aliases = ("post",)
+
+        def run_action(self, data: dict[str, Any]) -> None: ...
+
+    hooks.register(Mail)
+
+
+def run(app: Flask, *arguments: str, answer: str | None = None) -> Result:
+    return app.test_cli_runner().invoke(cli, list(arguments), input=answer)
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Shop:
+    return Shop(f"sqlite:///{tmp_path / 'outbox.db'}")
+
+
+@pytest.fixture(params=KINDS)
+def anywhere(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Shop]:
+    """The shop on each kind of database, without tables."""
+    with fresh_database(request.param, tmp_path) as url:
+        shop = Shop(url)
+        yield shop
+        shop.ledger.database.engine.dispose()
+
+
+# -- all of them
+
+
+@pytest.mark.parametrize("command", OUTBOX_COMMANDS, ids=lambda command: command[0])
+def test_without_an_outbox_a_command_says_which_key_is_missing(command: list[str]) -> None:
+    app, _ = make_app()
+    result = run(app, *command)
+    assert result.exit_code == 2
+    assert f"'flask async-hooks {command[0]}' of 'tests.app' needs an outbox" in result.stderr
+    assert "Set 'ASYNC_HOOKS_OUTBOX'" in result.stderr
+
+
+@pytest.mark.parametrize("command", OUTBOX_COMMANDS, ids=lambda command: command[0])
+def test_a_database_that_is_not_there_is_a_sentence(command: list[str]) -> None:
+    shop = Shop("postgresql://postgres:secret@127.0.0.1:1/shop")
+    result = shop.run(*command)
+    assert result.exit_code == 1
+    assert "can't be used: " in result.output
+    assert "Traceback" not in result.output
+    assert "secret" not in result.output
+
+
+@pytest.mark.parametrize("command", sorted(cli.commands))
+def test_the_help_of_each_command_names_its_exit_codes(shop: Shop, command: str) -> None:
+    assert "Exits with 0" in shop.run(command, "--help").output
+
+
+@pytest.mark.parametrize(
+    ("command", "complaint"),
+    [
+        (["deliveries", "--state", "done"], "'available', 'executing', 'completed', 'discarded'"),
+        (["deliveries", "--limit", "0"], "x>=1"),
+        (["deliveries", "--task", "a\nb"], "without control characters"),
+        (["retry"], "Name an ID, or --state"),
+        (["retry", "x", "--state", "discarded"], "not both"),
+        (["retry", "x", "--queue", "q"], "go with --state"),
+        (["retry", "--state", "executing"], "'available', 'completed', 'discarded', 'cancelled'"),
+        (["cancel", "--state", "completed"], "'available', 'executing'"),
+        (["purge", "--older-than", "-1"], "expected seconds, 0 or more"),
+        (["purge", "--older-than", "2w"], "45s, 30m, 12h, 7d, got: '2w'"),
+        (["health", "--patience", "0"], "more than 0 seconds"),
+        (["pause", "\udcff"], "without control characters"),
+    ],
+)
+def test_bad_input_is_a_usage_error_that_says_what_is_expected(
+    shop: Shop, command: list[str], complaint: str
+) -> None:
+    result = shop.run(*command)
+    assert result.exit_code == 2
+    assert complaint in " ".join(result.stderr.split())
+
+
+# -- init-db
+
+
+def test_init_db_makes_the_tables_once(anywhere: Shop) -> None:
+    first, second = anywhere.run("init-db"), anywhere.run("init-db")
+    assert (first.exit_code, second.exit_code) == (0, 0)
+    assert first.output == f"The outbox's tables were made, version {schema.VERSION}.\n"
+    assert second.output == f"The outbox's tables are up to date, version {schema.VERSION}.\n"
+
+
+def test_init_db_says_from_which_version_it_updated(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop.run("init-db")
+    monkeypatch.setattr(schema, "VERSION", schema.VERSION + 1)
+    monkeypatch.setitem(schema.MIGRATIONS, schema.VERSION, lambda connection: None)
+    result = shop.run("init-db")
+    assert result.output == (
+        f"The outbox's tables were updated from version {schema.VERSION - 1} to {schema.VERSION}.\n"
+    )
+
+
+def test_init_db_makes_the_tables_in_the_apps_own_database(tmp_path: Path) -> None:
+    flask_sqlalchemy = pytest.importorskip("flask_sqlalchemy")
+    app = plain_app(
+        ASYNC_HOOKS_OUTBOX="app",
+        SQLALCHEMY_DATABASE_URI=f"sqlite:///{tmp_path / 'app.db'}",
+    )
+    db = flask_sqlalchemy.SQLAlchemy(app)
+    AsyncHooks(app, db=db)
+    assert "were made" in run(app, "init-db").output
+    assert "up to date" in run(app, "init-db").output
+    with app.app_context():
+        db.engine.dispose()
+
+
+# -- status
+
+
+def test_status_shows_all_five_states_and_what_is_parked(anywhere: Shop) -> None:
+    anywhere.run("init-db")
+    anywhere.add()
+    anywhere.add(task="post")
+    anywhere.add(task="gone", receiver="crm")
+    anywhere.run("pause", "mails")
+    found = anywhere.json("status")
+    assert found["counts"] == {
+        "available": 3,
+        "executing": 0,
+        "completed": 0,
+        "discarded": 0,
+        "cancelled": 0,
+    }
+    assert found["paused"] == ["mails"]
+    assert found["relays"] == []
+    assert found["oldest_due_seconds"] >= 0
+    assert [(w["task"], w["receiver"], w["is_known"]) for w in found["backlog"]] == [
+        ("gone", "crm", False),
+        ("mail", None, True),
+        ("post", None, True),
+    ]
+    text = anywhere.run("status").output
+    assert "3 available" in text
+    assert "Paused       mails" in text
+    assert [line for line in text.splitlines() if "parked" in line] == [
+        "        1  gone  crm  parked: this code does not know it"
+    ]
+
+
+def test_status_shows_the_relays_and_their_trouble(shop: Shop) -> None:
+    shop.run("init-db")
+    shop.ledger.beat("No address\nis known.")
+    [relay] = shop.json("status")["relays"]
+    assert (relay["pid"], relay["is_alive"]) == (os.getpid(), True)
+    datetime.fromisoformat(relay["started_at"])
+    text = shop.run("status").output
+    assert f"pid {os.getpid()}  alive  since " in text
+    assert "trouble: No address\\nis known." in text
+    shop.ledger.me.lifeline.end()
+
+
+# -- deliveries and why
+
+
+def test_deliveries_filters_and_has_the_newest_first(shop: Shop) -> None:
+    plain, mailed = shop.add(), shop.add(queue="mails", ref="order-7")
+    failed = shop.discarded()
+
+    def ids(*arguments: str) -> set[str]:
+        return {found["id"] for found in shop.json("deliveries", *arguments)}
+
+    assert ids() == {plain, mailed, failed}
+    assert ids("--state", "discarded") == {failed}
+    assert ids("--queue", "mails") == ids("--ref", "order-7") == {mailed}
+    assert ids("--task", "mail") == {plain, mailed, failed}
+    assert ids("--task", "other") == set()
+    shop.set(plain, created_at=1e9)
+    assert shop.json("deliveries")[-1]["id"] == plain
+    limited = shop.run("deliveries", "--limit", "1")
+    assert len(limited.stdout.splitlines()) == 2
+    assert "the newest 1" in limited.stderr
+
+
+def test_deliveries_as_json_has_every_field(shop: Shop) -> None:
+    delivery_id = shop.discarded()
+    [found] = shop.json("deliveries")
+    with shop.app.app_context():
+        delivery = shop.hooks.outbox.get(delivery_id)
+    assert delivery is not None
+    assert set(found) == set(delivery.__slots__)
+    assert found["data"] == {"to": "a@b.c"}
+    assert found["state"] == "discarded"
+    assert datetime.fromisoformat(found["run_at"]) == delivery.run_at
+    assert found["finished_at"] == "2001-09-09T01:46:40+00:00"
+
+
+@pytest.mark.parametrize("columns", [40, 80, 120, 200])
+def test_deliveries_fit_the_terminal_without_their_data(
+    shop: Shop, columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    delivery_id = shop.discarded(error="ValueError: a\nb " + "long " * 50)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    lines = shop.run("deliveries").output.splitlines()
+    assert max(map(len, lines)) <= columns
+    assert any(line.startswith(delivery_id) for line in lines)
+    assert any(line.endswith("...") for line in lines)
+    assert "a@b.c" not in "".join(lines)
+    if columns >= 80:
+        assert "ValueError: a\\nb" in "".join(lines)
+
+
+def test_deliveries_in_a_pipe_are_a_line_each(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    shop.discarded(error="ValueError: " + "long " * 50 + "end")
+    _, line = shop.run("deliveries").output.splitlines()
+    assert line.endswith("long end")
+
+
+def test_no_deliveries_are_a_sentence_and_an_empty_array(shop: Shop) -> None:
+    assert shop.run("deliveries").output == "There are no such deliveries.\n"
+    assert shop.json("deliveries") == []
+
+
+def test_why_says_a_sentence_on_one_line(shop: Shop) -> None:
+    delivery_id = shop.discarded(error="ValueError: a\nb")
+    result = shop.run("why", delivery_id)
+    assert result.exit_code == 0
+    assert result.output.startswith("It was discarded at 2001-09-09")
+    assert result.output.endswith("said: ValueError: a\\nb\n")
+    found = shop.json("why", delivery_id)
+    assert (found["id"], found["state"]) == (delivery_id, "discarded")
+
+
+def test_why_exits_with_1_where_there_is_no_such_delivery(shop: Shop) -> None:
+    result = shop.run("why", "nothing")
+    assert result.exit_code == 1
+    assert "There is no delivery 'nothing'" in result.output
+    assert shop.json("why", "nothing", code=1)["state"] is None
+
+
+# -- retry and cancel
+
+
+def test_retry_makes_the_named_ones_due(shop: Shop) -> None:
+    failed, running = shop.discarded(), shop.add()
+    shop.set(running, state="executing")
+    result = shop.run("retry", failed, running, "nothing")
+    assert result.exit_code == 1
+    assert f"Delivery {failed} is retried." in result.stdout
+    assert f"Delivery {running} is not retried: it executes" in result.stderr
+    assert "There is no delivery 'nothing'" in result.stderr
+    assert shop.state(failed) == "available"
+    assert shop.state(running) == "executing"
+    assert shop.run("retry", failed).exit_code == 0
+
+
+def test_retry_of_a_state_asks_with_the_count(shop: Shop) -> None:
+    ids = [shop.discarded() for _ in range(3)]
+    refused = shop.run("retry", "--state", "discarded", answer="n\n")
+    assert refused.exit_code == 1
+    assert "Retry 3 deliveries? [y/N]" in refused.output
+    assert shop.state(ids[0]) == "discarded"
+    assert shop.run("retry", "--state", "discarded").exit_code == 1  # Nobody answers.
+    agreed = shop.run("retry", "--state", "discarded", answer="y\n")
+    assert agreed.exit_code == 0
+    assert agreed.output.endswith("Retried 3 deliveries.\n")
+    assert {shop.state(one) for one in ids} == {"available"}
+    again = shop.run("retry", "--state", "discarded")
+    assert (again.exit_code, again.output) == (0, "There is nothing to retry.\n")
+
+
+def test_retry_of_a_state_keeps_to_its_task_and_queue(shop: Shop) -> None:
+    wanted = shop.discarded(queue="mails")
+    others = [shop.discarded(), shop.discarded(task="gone", queue="mails")]
+    shop.run("retry", "--state", "discarded", "--task", "mail", "--queue", "mails", "--yes")
+    assert shop.state(wanted) == "available"
+    assert {shop.state(other) for other in others} == {"discarded"}
+
+
+def test_retry_of_a_state_never_runs_a_fan_outs_parent_again(anywhere: Shop) -> None:
+    anywhere.run("init-db")
+    parent, child, single = (anywhere.add() for _ in range(3))
+    anywhere.set(parent, single, state="completed", finished_at=1e9)
+    anywhere.set(child, parent_id=parent, state="discarded", finished_at=1e9)
+    result = anywhere.run("retry", "--state", "completed", "--yes")
+    assert result.output == "Retried 1 delivery.\n"
+    states = [anywhere.state(one) for one in (parent, child, single)]
+    assert states == ["completed", "discarded", "available"]
+
+
+def test_many_are_done_in_steps_that_show_how_far_they_are(shop: Shop) -> None:
+    number = 2 * BATCH + 3
+    envelopes = [Envelope(id=new_id(), task="mail", body="{}") for _ in range(number)]
+    shop.keep([Addition(envelope, Terms()) for envelope in envelopes])
+    cancelled = shop.run("cancel", "--state", "available", "--yes").output.splitlines()
+    assert cancelled == [
+        f"Cancelled {BATCH} of {number} ...",
+        f"Cancelled {2 * BATCH} of {number} ...",
+        f"Cancelled {number} deliveries.",
+    ]
+    assert f"Retried {number}" in shop.run("retry", "--state", "cancelled", "--yes").output
+    assert shop.json("status")["counts"]["available"] == number
+
+
+def test_cancel_ends_what_waits_and_what_executes(shop: Shop) -> None:
+    waiting, running, failed = shop.add(), shop.add(), shop.discarded()
+    shop.set(running, state="executing")
+    assert shop.run("cancel", waiting).output == f"Delivery {waiting} is cancelled.\n"
+    assert shop.run("cancel", "--state", "executing", "--yes").output == "Cancelled 1 delivery.\n"
+    result = shop.run("cancel", failed)
+    assert result.exit_code == 1
+    assert f"Delivery {failed} is not cancelled: it had finished." in result.stderr
+    states = [shop.state(one) for one in (waiting, running, failed)]
+    assert states == ["cancelled", "cancelled", "discarded"]
+
+
+# -- pause, resume, purge
+
+
+def test_pause_and_resume_say_what_they_did(shop: Shop) -> None:
+    assert shop.run("pause", "mails").output == "The queue 'mails' is paused.\n"
+    assert shop.run("pause", "mails").exit_code == 0
+    assert shop.json("status")["paused"] == ["mails"]
+    assert shop.run("resume", "mails").output == "The queue 'mails' is resumed.\n"
+    assert shop.run("resume", "mails").output == "The queue 'mails' was not paused.\n"
+    assert shop.json("status")["paused"] == []
+
+
+def test_purge_deletes_what_finished_long_enough_ago(shop: Shop) -> None:
+    old, fresh, waiting = shop.discarded(), shop.discarded(), shop.add()
+    shop.set(fresh, finished_at=shop.ledger.now() - 7200)
+    refused = shop.run("purge", answer="n\n")
+    assert refused.exit_code == 1
+    assert "Purge 1 delivery that finished more than 7 days ago?" in refused.output
+    assert shop.run("purge", "--yes").output == "Purged 1 delivery.\n"
+    assert [shop.state(one) for one in (old, fresh, waiting)] == ["gone", "discarded", "available"]
+    assert shop.run("purge", "--older-than", "3h", "--yes").output == "There is nothing to purge.\n"
+    assert shop.run("purge", "--older-than", "1.5h", "--yes").output == "Purged 1 delivery.\n"
+    assert shop.state(waiting) == "available"
+
+
+# -- check and health
+
+
+def test_check_is_content_when_this_code_knows_the_backlog(anywhere: Shop) -> None:
+    anywhere.run("init-db")
+    anywhere.add()
+    anywhere.add(task="post")  # A former name.
+    result = anywhere.run("check")
+    assert (result.exit_code, result.output) == (0, "2 unfinished deliveries, all known.\n")
+    assert anywhere.json("check")["unfinished"] == 2
+
+
+def test_check_names_what_this_code_does_not_know(anywhere: Shop) -> None:
+    anywhere.run("init-db")
+    for _ in range(2):
+        anywhere.add(task="gone")
+    anywhere.add(receiver="crm")
+    result = anywhere.run("check")
+    assert result.exit_code == 1
+    assert (
+        "Error: Task 'gone' is not known to this code, and 2 deliveries of it wait."
+        in result.stderr
+    )
+    assert "Receiver 'crm' of task 'mail' is not known to this code" in result.stderr
+    assert "'aliases'" in result.stderr
+    found = anywhere.json("check", code=1)
+    assert found["ok"] is False
+    assert found["unknown"] == [
+        {"task": "gone", "receiver": None, "count": 2},
+        {"task": "mail", "receiver": "crm", "count": 1},
+    ]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_check_makes_no_tables(kind: str, tmp_path: Path) -> None:
+    with fresh_database(kind, tmp_path) as url:
+        shop = Shop(url)
+        result = shop.run("check")
+        if kind == "sqlite":  # Its tables are made at their first use.
+            assert (result.exit_code, result.output) == (
+                0,
+                "0 unfinished deliveries, all known.\n",
+            )
+        else:
+            assert result.exit_code == 1
+            assert "tables are missing. Run: flask async-hooks init-db" in result.stderr
+        with shop.ledger.database.engine.connect() as connection:
+            assert schema.version_of(connection) == 0
+        shop.ledger.database.engine.dispose()
+
+
+def test_check_refuses_tables_of_another_version(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop.run("init-db")
+    monkeypatch.setattr(schema.check_version, "__kwdefaults__", {"at_least": 2})
+    monkeypatch.setattr(schema, "VERSION", 2)
+    older = shop.run("check")
+    assert older.exit_code == 1
+    assert "have version 1, and this code needs 2. Run: flask async-hooks init-db" in older.stderr
+    monkeypatch.setattr(schema, "VERSION", 0)
+    newer = shop.run("check")
+    assert newer.exit_code == 1
+    assert "Update async_hooks here." in newer.stderr
+
+
+def test_check_without_an_outbox_is_about_the_configuration() -> None:
+    app, hooks = make_app()
+    register_mail(hooks)
+    result = run(app, "check")
+    assert result.exit_code == 0
+    assert result.output == "The configuration is right; there is no outbox to check.\n"
+
+
+def test_check_warns_of_tasks_that_reach_nobody(action: str) -> None:
+    app, hooks = make_app()
+    assert "Warning: No task is registered." in run(app, "check").stderr
+    hooks.register(type("Unheard", (AsyncTask,), {"action": action, "name": f"task of {action}"}))
+    result = run(app, "check")
+    assert result.exit_code == 0
+    assert f"Warning: Task 'task of {action}' reaches no receiver." in result.stderr
+
+
+def test_health_tells_a_monitor_in_one_line(shop: Shop) -> None:
+    assert shop.run("health").output == "OK: nothing is due; relays alive: 0.\n"
+    assert shop.json("health") == {
+        "ok": True,
+        "problem": None,
+        "oldest_due_seconds": None,
+        "relays_alive": 0,
+    }
+    late = shop.add()
+    shop.set(late, run_at=shop.ledger.now() - 1000)
+    result = shop.run("health")
+    assert result.exit_code == 1
+    assert result.output.startswith("Trouble: A delivery has been due for 100")
+    assert result.output.count("\n") == 1
+    assert shop.json("health", code=1)["oldest_due_seconds"] >= 1000
+    shop.ledger.beat(None)
+    assert shop.run("health", "--patience", "1h").exit_code == 0
+    assert shop.run("health", "--patience", "5m").exit_code == 1
+    shop.ledger.me.lifeline.end()
+
+
+def test_health_without_its_database_is_still_an_answer() -> None:
+    shop = Shop("postgresql://postgres@127.0.0.1:1/shop")
+    found = shop.json("health", code=1)
+    assert found["ok"] is False
+    assert "can't be used" in found["problem"]
+
+
+# -- a process of its own
+
+SITE = """
+import os
+from flask import Flask
+from async_hooks import AsyncHooks, AsyncTask
+
+hooks = AsyncHooks()
+
+
+@hooks.register
+class Mail(AsyncTask):
+    action = "cli_mail"
+    name = "mail"
+
+    def run_action(self, data):
+        pass
+
+
+def create_app():
+    app = Flask(__name__, instance_path=os.environ["FOLDER"])
+    app.config.from_prefixed_env("SHOP")
+    hooks.init_app(app)
+    return app
+"""
+
+Command = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> Command:
+    """Runs ``flask async-hooks …`` as an operator does."""
+    (tmp_path / "site_of_cli.py").write_text(SITE)
+
+    def run_it(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "flask", "--app", "site_of_cli", "async-hooks", *arguments],
+            cwd=tmp_path,
+            env={
+                **os.environ,
+                "FOLDER": str(tmp_path),
+                "SHOP_SECRET_KEY": "a key for tests, thirty-two bytes or more",
+                "SHOP_ASYNC_HOOKS_OUTBOX": "sqlite:///outbox.db",
+                **settings,
+            },
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    return run_it
+
+
+@pytest.mark.slow
+def test_a_process_of_its_own_says_and_exits_the_same(command: Command) -> None:
+    made = command("init-db")
+    assert (made.returncode, made.stdout) == (0, "The outbox's tables were made, version 1.\n")
+    assert json.loads(command("status", "--json").stdout)["counts"]["available"] == 0
+    assert command("why", "nothing").returncode == 1
+
+
+@pytest.mark.slow
+def test_check_says_a_wrong_configuration_without_a_traceback(command: Command) -> None:
+    wrong = command("check", SHOP_ASYNC_HOOKS_LEASE="-1")
+    assert wrong.returncode == 1
+    assert "expected 'ASYNC_HOOKS_LEASE' to be a positive number of seconds" in wrong.stderr
+    assert "Traceback" not in wrong.stderr
+
+
+@pytest.mark.slow
+def test_the_commands_are_there_without_sqlalchemy() -> None:
+    code = "import sys; sys.modules['sqlalchemy'] = None; import async_hooks.cli"
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
+
+
+# -- what the library does not keep yet
+
+
+@pytest.mark.parametrize("arguments", [("resume", "default"), ("retry",)], ids=lambda a: a[0])
+def test_a_command_does_not_relay_itself(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    shop = Shop(f"sqlite:///{tmp_path / 'outbox.db'}", ASYNC_HOOKS_RELAY=True)
+    failed = shop.discarded(run_at=4e9)
+    before = set(threading.enumerate())
+    try:
+        shop.run(*arguments, *([failed] if arguments == ("retry",) else []))
+        assert set(threading.enumerate()) - before == set()
+    finally:
+        relay: Any = state_of(shop.app).relay
+        relay.stop(5)
+
+
+def test_a_launch_into_a_paused_queue_waits(tmp_path: Path) -> None:
+    shop = Shop(f"sqlite:///{tmp_path / 'outbox.db'}", ASYNC_HOOKS_RELAY=True)
+    relay: Any = state_of(shop.app).relay
+    shop.run("pause", "default")
+    relay.start()
+    try:
+        assert shop.ledger.me.is_beating.wait(20)
+        with shop.app.app_context(), shop.app.test_request_context():
+            mail = state_of(shop.app).registry.tasks.find("mail", 1)
+            assert mail is not None
+            delivery_id = mail.dispatch({})
+        assert shop.state(delivery_id) == "available"
+    finally:
+        relay.stop(5)
+
+
+@pytest.mark.slow
+def test_a_command_leaves_nothing_in_the_shared_folder(command: Command, tmp_path: Path) -> None:
+    folder = shared_folder("site_of_cli")
+    assert folder is not None
+    before = set(folder.iterdir())
+    command("init-db")
+    with closing(sqlite3.connect(tmp_path / "outbox.db")) as connection, connection:
+        columns = connection.execute("PRAGMA table_info(async_hooks_relays)").fetchall()
+        values = ", ".join("1" for _ in columns)
+        connection.execute(f"INSERT INTO async_hooks_relays VALUES ({values})")
+    assert command("health").returncode == 0
+    # "place" names the folder itself.
+    left = {path for path in set(folder.iterdir()) - before if path.name != "place"}
+    for path in left:
+        path.unlink()
+    assert left == set()
