@@ -31,7 +31,7 @@ from flask import Flask
 
 from .config import Config
 from .envelope import Envelope, new_id
-from .errors import OutboxUnavailable, TransportError
+from .errors import OutboxUnavailable, TimedOut, TransportError
 from .in_hand import Held, InHand
 from .processes import PerProcess
 from .receivers import backoff_of, kinds_of, max_attempts_of, timeout_of
@@ -202,10 +202,14 @@ class Claims:
         loop, rule = self._loop.get(), rule_for(ending)
         error = _in_words(ending)
         if isinstance(ending, TransportError):
-            if not self._ledger.give_back([envelope]):
+            if self._ledger.give_back([envelope]):
+                if rule.slows:
+                    self._slow_down(loop, envelope, error)
+            elif not isinstance(ending, TimedOut) and self._may_still_run(envelope):
+                loop.beat_at = float("-inf")  # See at once who does not live.
+                self._watch(loop, envelope)
+            else:
                 self._fail(envelope, rule, error, ending)
-            elif rule.slows:
-                self._slow_down(loop, envelope, error)
             return
         if rule.slows:
             self._slow_down(loop, envelope, error)
@@ -216,10 +220,7 @@ class Claims:
             if not ending.is_kept:
                 self._ledger.complete_alone(envelope)
         elif rule.then is Then.WATCH:
-            loop.watched[envelope.id] = (
-                envelope,
-                self._clock.monotonic() + self._timeout(envelope),
-            )
+            self._watch(loop, envelope)
         elif rule.then is Then.PARK:
             kind = (envelope.task, envelope.receiver or "")
             loop.parked[kind] = self._clock.monotonic() + _PARKED
@@ -229,6 +230,19 @@ class Claims:
             self._ledger.give_back([envelope], begun=True)
         else:
             self._fail(envelope, rule, error, ending)
+
+    def _watch(self, loop: _Loop, envelope: Envelope) -> None:
+        """Leave the attempt to the process that runs it, for as long as it may take."""
+        deadline = self._clock.monotonic() + self._timeout(envelope)
+        loop.watched[envelope.id] = (envelope, deadline)
+        loop.wakeup.set()
+
+    def _may_still_run(self, envelope: Envelope) -> bool:
+        """Tell whether the process that began with it is seen to live: its connection was cut."""
+        me, holder = self._ledger.me, self._ledger.holder(envelope)
+        if holder is None or holder == me.relay_id:
+            return envelope.id in me.running
+        return me.lifeline.is_held(holder)
 
     def _slow_down(self, loop: _Loop, envelope: Envelope, error: str) -> None:
         if loop.breaker.trip(error, self._clock.monotonic()):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import socket
 import sys
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
@@ -16,6 +18,7 @@ from .errors import AsyncHooksError
 from .log import one_line
 from .state import current_state
 from .task import needs_outbox
+from .worker import CHILD, Options, Work, forked, started_anew, supervise, work_as_child
 
 if TYPE_CHECKING:  # Comes with an optional extra.
     from .outbox.outbox import Outbox
@@ -58,6 +61,12 @@ def name(text: str) -> str:
     if not text or one_line(text) != text:
         raise click.BadParameter(f"expected text without control characters, got: {text!r}")
     return text
+
+
+def _names(
+    context: click.Context, option: click.Parameter, texts: tuple[str, ...]
+) -> tuple[str, ...]:
+    return tuple(name(text) for text in texts)
 
 
 class _NoOutbox(click.ClickException):
@@ -266,3 +275,68 @@ def _in_words(seconds: float) -> str:
         if seconds >= 2 * size and seconds % size == 0:
             return f"{seconds / size:.0f} {unit}"
     return f"{seconds:g} seconds"
+
+
+@cli.command(cls=Guarded)
+@click.option(
+    "--queue",
+    "queues",
+    multiple=True,
+    callback=_names,
+    help="Work this queue only; several, in this order.",
+)
+@click.option("--name", "named", help="What 'status' calls it; by default host and pid.")
+@click.option(
+    "--concurrency",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Deliveries at once; 1 is strictly one after the other.",
+)
+@click.option("--once", is_flag=True, help="End after one delivery, or if none is due.")
+@click.option("--drain", is_flag=True, help="End when nothing more is due.")
+@click.option(
+    "--fresh", is_flag=True, help="A new process, with the code as it is then, for each delivery."
+)
+@click.option(
+    "--max-deliveries",
+    "quota",
+    type=click.IntRange(min=1),
+    help="A new process after so many deliveries.",
+)
+@click.pass_context
+def worker(
+    context: click.Context,
+    queues: tuple[str, ...],
+    named: str | None,
+    concurrency: int,
+    once: bool,
+    drain: bool,
+    fresh: bool,
+    quota: int | None,
+) -> None:
+    """Carry what waits in the outbox, in a process without a web server.
+
+    Each delivery is a fresh request of the app. TERM or Ctrl-C lets what runs finish (for up to
+    ASYNC_HOOKS_GRACE seconds) and gives back the rest; a second one ends at once.
+
+    Exits with 0, with 1 if the one delivery of --once did not succeed, with 130 if it was ended
+    at once. A receiver that takes its process with it ends neither the worker nor other deliveries.
+    """
+    needed_outbox()
+    app = current_app._get_current_object()  # type: ignore[attr-defined]
+    options = Options(
+        name=named if named is not None else f"{socket.gethostname()} {os.getpid()}",
+        queues=list(queues) or None,
+        concurrency=concurrency,
+        quota=1 if fresh or once else quota,
+        once=once,
+        drain=drain,
+    )
+    pipe = os.environ.pop(CHILD, None)
+    if pipe is not None:
+        context.exit(work_as_child(Work(app, options), int(pipe)))
+    if fresh or quota is not None:
+        command = [sys.executable, *sys.orig_argv[1:]]
+        context.exit(supervise(lambda: started_anew(command), options))
+    context.exit(supervise(lambda: forked(lambda: Work(app, options)), options))

@@ -111,7 +111,7 @@ class AsyncHooks:
         notice = address.notice
         if ledger is not None:
             app.after_request(handover.keep)
-            app.teardown_appcontext(handover.flush)
+            app.teardown_appcontext(handover.at_context_end)
 
             def notice(environ: Mapping[str, object]) -> None:
                 address.notice(environ)

@@ -140,11 +140,16 @@ def keep(response: Response) -> Response:
     return response
 
 
-def flush(error: BaseException | None = None) -> None:
-    """Do the same where no response is made; a teardown function."""
+def flush(*, is_last: bool = False) -> None:
+    """Do the same where no response is made."""
     ledger = current_state().ledger
     if ledger is not None:
-        ledger.flush()
+        ledger.flush(is_last=is_last)
+
+
+def at_context_end(error: BaseException | None) -> None:
+    """Do it for the last time; a teardown_appcontext function."""
+    flush(is_last=True)
 
 
 def at_teardown(error: BaseException | None) -> None:

@@ -40,6 +40,13 @@ class Lifeline:
             return False
         return _is_released(self._folder / f"relay-{relay_id}")
 
+    def is_held(self, relay_id: str) -> bool:
+        """Tell whether another relay is seen to live; false where that can't be seen."""
+        if self._folder is None:
+            return False
+        path = self._folder / f"relay-{relay_id}"
+        return path.exists() and not _is_released(path)
+
     def end(self) -> None:
         if self._path is not None:
             self._path.unlink(missing_ok=True)

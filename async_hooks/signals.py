@@ -9,7 +9,7 @@ import logging
 from typing import Any
 
 from blinker import Namespace, Signal
-from flask import Flask
+from flask import Flask, current_app
 
 logger = logging.getLogger("async_hooks")
 
@@ -38,7 +38,10 @@ def emit(signal: Signal, app: Flask, /, **facts: Any) -> None:
 
 
 def tell(signal: Signal, app: Flask, /, **facts: Any) -> None:
-    """Emit ``signal`` where there is no request, in an application context of its own."""
+    """Emit ``signal`` where there may be no request: with an application context in any case."""
+    if current_app and current_app._get_current_object() is app:  # type: ignore[attr-defined]
+        emit(signal, app, **facts)
+        return
     try:
         with app.app_context():
             emit(signal, app, **facts)

@@ -149,7 +149,7 @@ def test_each_ending_uses_up_what_the_rules_say(
     process = shop.process()
     [envelope] = process.turn()
     if begins:
-        assert process.ledger.begin(envelope)
+        begin_elsewhere(process, envelope)
     process.claims.settle(envelope, ending)
     delivery = shop.delivery(launched)
     assert delivery.state is DeliveryState.AVAILABLE
@@ -184,8 +184,14 @@ def test_a_retry_may_ask_for_its_own_time(shop: Shop) -> None:
 
 def attempt(process: Process, ending: Any) -> None:
     [envelope] = process.turn()
-    assert process.ledger.begin(envelope)
+    begin_elsewhere(process, envelope)
     process.claims.settle(envelope, ending)
+
+
+def begin_elsewhere(process: Process, envelope: Envelope) -> None:
+    """Begin the attempt in a process that has no relay, and that nobody sees living."""
+    assert process.ledger.begin(envelope)
+    process.ledger.me.running.clear()
 
 
 def test_attempts_run_out(tmp_path: Path, action: str, facts: Facts) -> None:
@@ -408,6 +414,34 @@ def test_a_run_that_takes_too_long_here_is_failed_and_keeps_running(
     process.turn()
     assert shop.delivery(launched).error == "It ran for more than 12 seconds."
     assert launched in process.ledger.me.running
+
+
+def test_a_cut_connection_does_not_end_a_run_whose_process_lives(shop: Shop) -> None:
+    [launched] = shop.launch()
+    sender, executor = shop.process(), shop.process()
+    executor.turn()
+    executor.claims.give_back(executor.taken)
+    [envelope] = sender.turn()
+    assert executor.ledger.begin(envelope)
+    sender.claims.settle(envelope, ConnectionBroken("a proxy went away"))
+    sender.turn()
+    assert shop.delivery(launched).state is DeliveryState.EXECUTING
+    assert executor.ledger.complete(envelope, None)
+    sender.turn()
+    assert shop.delivery(launched).crashes == 0
+
+
+def test_a_cut_connection_whose_process_died_is_a_crash_a_moment_later(shop: Shop) -> None:
+    [launched] = shop.launch()
+    sender, executor = shop.process(), shop.process()
+    executor.turn()
+    executor.claims.give_back(executor.taken)
+    [envelope] = sender.turn()
+    assert executor.ledger.begin(envelope)
+    sender.claims.settle(envelope, ConnectionBroken("it went away"))
+    kill(executor)
+    sender.turn()
+    assert shop.delivery(launched).crashes == 1
 
 
 def test_a_spoilt_row_is_discarded_and_kept(shop: Shop) -> None:

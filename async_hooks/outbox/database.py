@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from random import uniform
 from typing import Any, TypeVar
@@ -21,7 +22,7 @@ from sqlalchemy.sql.dml import UpdateBase
 from ..errors import ConfigError, OutboxUnavailable
 from ..processes import PerProcess
 from . import schema
-from .direct import KEPT, Direct
+from .direct import KEPT, Direct, driver_error
 
 T = TypeVar("T")
 
@@ -126,6 +127,9 @@ class Database:
 
         :raises OutboxUnavailable: if that can't be done.
         """
+        if self.engine.dialect.name == "sqlite":
+            check_file(self.engine.url)
+            self._try(lambda: _set_journal(self.engine), repeatable=True)
         return self._try(lambda: self._once(schema.migrate, _begin_ddl), repeatable=True)
 
     def _run(
@@ -138,6 +142,10 @@ class Database:
             self._prepare()
         return self._try(lambda: self._once(body, begin), repeatable=repeatable)
 
+    def is_prepared(self) -> None:
+        """Note that the tables are there."""
+        self._ready.get()["yes"] = True
+
     def prepare_within(self, connection: Connection) -> None:
         """Make SQLite's tables, if need be, by a connection that may hold its lock."""
         if not self._ready.get() and connection.dialect.name == "sqlite":
@@ -146,12 +154,10 @@ class Database:
     def _prepare(self) -> None:
         """Look once in each process whether the tables are there; SQLite's are made."""
         if self.engine.dialect.name == "sqlite":
-            check_file(self.engine.url)
-            self._try(lambda: _set_journal(self.engine), repeatable=True)
             self.migrate()
         else:
             schema.check_version(self._try(lambda: self._once(schema.version_of, None), True))
-        self._ready.get()["yes"] = True
+        self.is_prepared()
 
     def _once(
         self, body: Callable[[Connection], T], begin: Callable[[Connection], object] | None
@@ -251,7 +257,8 @@ def _set_journal(engine: Engine) -> None:
     with engine.connect() as connection:
         driver: Any = connection.connection.driver_connection
         driver.rollback()  # An app's engine may have said BEGIN.
-        driver.execute("PRAGMA journal_mode = WAL")
+        with suppress(driver_error(engine)):  # Somebody reads just now; the next process may.
+            driver.execute("PRAGMA journal_mode = WAL")
 
 
 def _sqlite(url: URL, folder: Path, synchronous: str) -> Engine:
@@ -289,6 +296,8 @@ def _begin_ddl(connection: Connection) -> bool:
     """Begin a transaction that writes; return false if SQLite had begun one that may only read."""
     if connection.dialect.name != "sqlite":
         return True
+    if not connection.in_transaction():
+        connection.begin()  # An app's own engine may say BEGIN by itself, now.
     driver: Any = connection.connection.driver_connection
     if driver.in_transaction:
         return False

@@ -65,7 +65,10 @@ class Direct:
                 if connection is not None:
                     connection.invalidate()
                     self._engine.dispose()  # What lay in the pool may be as dead.
-                if connection is None or is_last or not isinstance(error, self._driver_error):
+                if not isinstance(error, driver_error(self._engine)):
+                    self._made -= 1
+                    raise
+                if connection is None or is_last:
                     self._made -= 1
                     raise self._wrapped(error, None, lost=False) from error
             else:
@@ -83,7 +86,7 @@ class Direct:
     def _give_up(self, connection: PoolProxiedConnection, error: BaseException, sql: str) -> None:
         """Keep ``connection`` if it is sound; let go of all if it was lost, and say so."""
         dialect: Any = self._engine.dialect
-        if not isinstance(error, self._driver_error):
+        if not isinstance(error, driver_error(self._engine)):
             self._close(connection)  # Interrupted: nobody knows in what state it is.
             return
         lost = dialect.is_disconnect(error, connection.driver_connection, None)
@@ -100,18 +103,10 @@ class Direct:
         self._made -= 1
         connection.invalidate()
 
-    @property
-    def _driver_error(self) -> type[Exception]:
-        dialect: Any = self._engine.dialect
-        error: type[Exception] = dialect.loaded_dbapi.Error
-        return error
-
     def _wrapped(self, error: BaseException, sql: str | None, *, lost: bool) -> BaseException:
         """Return what the engine would have raised."""
-        if not isinstance(error, self._driver_error):
-            return error
         return exc.DBAPIError.instance(
-            sql, None, error, self._driver_error, connection_invalidated=lost
+            sql, None, error, driver_error(self._engine), connection_invalidated=lost
         )
 
     def _compile(self, statement: ClauseElement) -> tuple[str, Sequence[str] | None]:
@@ -119,3 +114,10 @@ class Direct:
         names = compiled.positiontup if compiled.positional else None
         text = self._texts[statement] = (str(compiled), names)
         return text
+
+
+def driver_error(engine: Engine) -> type[Exception]:
+    """Return the root of what the driver itself raises."""
+    dialect: Any = engine.dialect
+    error: type[Exception] = dialect.loaded_dbapi.Error
+    return error

@@ -2,16 +2,20 @@
 
 ``commit`` means sent, ``rollback`` means it never existed, also for a savepoint. A launch waits
 with its session until the root transaction is about to commit, and is inserted there: no lock is
-taken, and no statement made, before the app itself writes for good. What a request launched
-without writing anything is kept by a transaction of our own when the request ends.
+taken, and no statement made, before the app itself writes for good. What was launched without
+anything being written is kept by a transaction of our own, when the app's ends or the request does.
 
-A launch belongs to the innermost transaction that was open when it was made. That transaction's
-end decides: released, it belongs to the one outside; rolled back, it is gone; closed with neither,
-it is dropped loudly if the app had written something that was dropped with it, and else waits on.
+A launch belongs to the innermost transaction that was open when it was made, or else to the next
+one. That transaction's end decides: released, it belongs to the one outside; rolled back, it is
+gone; closed with neither, it is dropped loudly if the app had written something that was dropped
+with it, and else kept. Changes that were not flushed, nor there when something was launched, are
+not seen if ``close`` throws them away.
 """
 
 from __future__ import annotations
 
+import itertools
+import re
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -25,32 +29,59 @@ from ..delivery import Addition
 from ..errors import OutboxUnavailable
 from .database import is_busy
 
-_KEY = "async_hooks"
+_numbers = itertools.count(1)
 
-#: First words of a statement in plain SQL that changes nothing.
-_READS = {"SELECT", "SHOW", "PRAGMA", "EXPLAIN", "SET", "SAVEPOINT", "RELEASE", "BEGIN", "VALUES"}
+#: Stands for a context's sessions when it has ended.
+_OVER: tuple[Session, ...] = ()
+
+#: First words of a statement in plain SQL that changes nothing; WITH may introduce either.
+_READS = {
+    *("SELECT", "SHOW", "PRAGMA", "EXPLAIN", "DESCRIBE", "VALUES", "TABLE"),
+    *("SET", "BEGIN", "SAVEPOINT", "RELEASE", "ROLLBACK"),
+}
+_FIRST_WORD = re.compile(r"(?:\s|\(|--[^\n]*|/\*.*?\*/)*+(\w+)", re.DOTALL)
+_CHANGE = re.compile(r"\b(INSERT|UPDATE|DELETE|MERGE|REPLACE)\b", re.IGNORECASE)
+
+#: Whose something is: a savepoint's, or, None, the root transaction's, this one's or the next's.
+Owner = SessionTransaction | None
 
 
 class Waiting:
-    """What one session holds back: each addition with the transaction it belongs to, if any."""
+    """What one session holds back: each addition with its owner."""
 
     def __init__(self) -> None:
-        self.additions: list[tuple[Addition, SessionTransaction | None]] = []
-        self.has_written = False
+        self.additions: list[tuple[Addition, Owner]] = []
+        #: The ids of those that the coming commit takes along.
+        self.inserted: set[str] = set()
+        #: Owners of what would be lost without a commit.
+        self.written: set[Owner] = set()
+        #: Whether the root transaction may hold locks.
+        self.locks = False
         self.committed: SessionTransaction | None = None
         self.rolled_back: SessionTransaction | None = None
-        self.connections: list[Connection] = []
 
-    def of(self, transaction: SessionTransaction | None) -> list[Addition]:
-        return [addition for addition, owner in self.additions if owner is transaction]
+    def all(self) -> list[Addition]:
+        return [addition for addition, _ in self.additions]
 
-    def move(self, old: SessionTransaction, new: SessionTransaction | None) -> None:
+    def take(self) -> list[Addition]:
+        """Let go of all."""
+        taken = self.all()
+        self.additions = []
+        return taken
+
+    def move(self, old: SessionTransaction, new: Owner) -> None:
+        """Let what was of a savepoint be of the transaction around it."""
         self.additions = [
             (addition, new if owner is old else owner) for addition, owner in self.additions
         ]
+        if old in self.written:
+            self.written.remove(old)
+            self.written.add(new)
 
-    def drop(self, transaction: SessionTransaction) -> None:
-        self.additions = [pair for pair in self.additions if pair[1] is not transaction]
+    def drop(self, owner: Owner) -> None:
+        """Let what is of ``owner`` be undone."""
+        self.additions = [pair for pair in self.additions if pair[1] is not owner]
+        self.written.discard(owner)
 
 
 class Joined:
@@ -70,12 +101,13 @@ class Joined:
         dropped: Callable[[Addition], None],
     ) -> None:
         self._session = session
-        self._key = f"{_KEY}.{id(self)}"  # One session may serve several apps.
+        self._key = f"async_hooks.{next(_numbers)}"  # One session may serve several apps.
         self._insert = insert
         self._keep = keep
         self._sent = sent
         self._dropped = dropped
-        self._wrote: weakref.WeakSet[Connection] = weakref.WeakSet()
+        self._sessions: weakref.WeakKeyDictionary[Connection, weakref.ref[Session]]
+        self._sessions = weakref.WeakKeyDictionary()
         self._watched: weakref.WeakSet[Any] = weakref.WeakSet()
         for listener in (
             self._after_begin,
@@ -88,29 +120,42 @@ class Joined:
 
     def add(self, addition: Addition) -> None:
         """Let ``addition`` wait for this session's commit."""
+        if g.get(self._key) is _OVER:
+            self._keep([addition])  # Nobody asks again in this context.
+            return
         session = self._session()
         waiting = self._waiting(session)
-        waiting.additions.append((addition, _innermost(session)))
+        waiting.additions.append((addition, session.get_nested_transaction()))
+        self._has_written(session)
         g.setdefault(self._key, set()).add(session)
 
     def waiting(self, unique_key: str) -> str | None:
         """Return the id of what waits in this session under ``unique_key``."""
-        for addition, _ in self._waiting(self._session()).additions:
+        for addition in self._waiting(self._session()).all():
             if addition.terms.unique_key == unique_key:
                 return addition.envelope.id
         return None
 
-    def flush(self) -> None:
+    def locking_connection(self) -> Connection | None:
+        """Return the connection of the session's transaction, if that may hold locks."""
+        session = self._session()
+        return session.connection() if self._waiting(session).locks else None
+
+    def flush(self, *, is_last: bool = False) -> None:
         """Keep what waits in sessions that have written nothing; a request ends.
+
+        After the last time, what this context launches is kept at once.
 
         :raises OutboxUnavailable: if it can't be kept.
         """
-        for session in g.get(self._key, ()):
+        sessions = g.get(self._key, ())
+        if is_last:
+            setattr(g, self._key, _OVER)
+        for session in sessions:
             waiting = self._waiting(session)
-            if waiting.additions and not self._has_written(session):
-                additions = [addition for addition, _ in waiting.additions]
-                waiting.additions = []
-                self._keep(additions)
+            # What was written and undone may still lock: then the transaction's end comes first.
+            if waiting.additions and not self._has_written(session) and not waiting.locks:
+                self._keep(waiting.take())
 
     def complete(self, body: Callable[[Connection], bool]) -> bool:
         """Commit the session with what ``body`` writes; roll it back if that is stale.
@@ -122,9 +167,9 @@ class Joined:
             done = body(session.connection())
             if done:
                 session.commit()
-        except DBAPIError as error:
+        except Exception as error:
             session.rollback()
-            if is_busy(error):
+            if isinstance(error, DBAPIError) and is_busy(error):
                 raise OutboxUnavailable(f"The app's database is busy: {error.orig}") from error
             raise
         if not done:
@@ -137,83 +182,99 @@ class Joined:
 
     def _has_written(self, session: Session) -> bool:
         """Tell whether something would be lost without a commit; once so, so until the end."""
-        waiting = self._waiting(session)
-        waiting.has_written = waiting.has_written or bool(
+        written = self._waiting(session).written
+        if (
             session.new
             or session.deleted
             or any(session.is_modified(thing) for thing in session.dirty)
-            or any(connection in self._wrote for connection in waiting.connections)
-        )
-        return waiting.has_written
+        ):
+            written.add(session.get_nested_transaction())
+        return bool(written)
 
     # -- events
 
     def _after_begin(self, session: Session, _: Any, connection: Connection) -> None:
-        self._waiting(session).connections.append(connection)
+        self._sessions[connection] = weakref.ref(session)
         if connection.engine not in self._watched:
             self._watched.add(connection.engine)
-            _listen(connection.engine, self._after_cursor_execute)
+            _listen(connection.engine, self._before_cursor_execute)
 
-    def _after_cursor_execute(
+    def _before_cursor_execute(
         self, connection: Connection, _: Any, statement: str, __: Any, context: Any, ___: Any
     ) -> None:
-        if context is None or connection in self._wrote:
-            return
-        changes = context.isinsert or context.isupdate or context.isdelete
-        if not changes and context.compiled is None:
-            words = statement.split(None, 1)
-            changes = bool(words) and words[0].upper() not in _READS
-        if changes:
-            self._wrote.add(connection)
+        found = self._sessions.get(connection)
+        session = found() if found is not None else None
+        if session is not None and session.in_transaction() and _changes(statement, context):
+            waiting = self._waiting(session)
+            waiting.written.add(session.get_nested_transaction())
+            waiting.locks = True
 
     def _before_commit(self, session: Session) -> None:
-        waiting = self._waiting(session)
-        if session.get_nested_transaction() is not None or not waiting.additions:
+        if session.get_nested_transaction() is not None:
             return
-        root = session.get_transaction()
-        waiting.additions = [(addition, root) for addition, _ in waiting.additions]
-        self._insert(session.connection(), waiting.of(root))
+        session.flush()  # It may launch something, and shows whether anything is written.
+        waiting = self._waiting(session)
+        additions = waiting.all()
+        if additions and self._has_written(session):
+            self._insert(session.connection(), additions)
+            waiting.inserted = {addition.envelope.id for addition in additions}
 
     def _after_commit(self, session: Session) -> None:
         self._waiting(session).committed = _innermost(session)
 
     def _after_rollback(self, session: Session) -> None:
-        self._waiting(session).rolled_back = _innermost(session)
+        waiting, savepoint = self._waiting(session), session.get_nested_transaction()
+        waiting.rolled_back = _innermost(session)
+        waiting.drop(savepoint)
+        waiting.locks = waiting.locks and savepoint is not None
 
     def _after_transaction_end(self, session: Session, transaction: SessionTransaction) -> None:
         waiting = self._waiting(session)
-        is_root = transaction.parent is None
-        if not is_root and not transaction.nested:
-            return
-        if waiting.rolled_back is transaction:
+        if transaction.nested and waiting.rolled_back is transaction:
             waiting.drop(transaction)
-        elif not is_root:
+        elif transaction.nested:
             waiting.move(transaction, _outer(transaction))
-        elif waiting.committed is transaction:
-            was_any = bool(waiting.of(transaction))
-            waiting.drop(transaction)
-            if was_any:
+        elif transaction.parent is None:
+            self._end(waiting, transaction, is_lost=self._has_written(session))
+
+    def _end(self, waiting: Waiting, root: SessionTransaction, *, is_lost: bool) -> None:
+        """Let everything that waited for the end of ``root`` know what became of it."""
+        additions, inserted = waiting.take(), waiting.inserted
+        waiting.inserted, waiting.written, waiting.locks = set(), set(), False
+        if waiting.rolled_back is root:
+            return
+        if waiting.committed is root:
+            # Not inserted: if nothing was written, or by root.commit() over an open savepoint.
+            additions = [each for each in additions if each.envelope.id not in inserted]
+            if inserted:
                 self._sent()
-        elif self._has_written(session):
-            for addition in waiting.of(transaction):
+        elif is_lost:
+            for addition in additions:
                 self._dropped(addition)
-            waiting.drop(transaction)
-        else:
-            waiting.move(transaction, None)
-        if is_root:
-            self._wrote.difference_update(waiting.connections)
-            waiting.connections = []
-            waiting.has_written = False
+            return
+        if additions:
+            self._keep(additions)
+
+
+def _changes(statement: str, context: Any) -> bool:
+    """Tell whether a statement, so executed, may have changed something."""
+    if context is None:
+        return False
+    if context.compiled is not None and not context.is_text:
+        return bool(context.isinsert or context.isupdate or context.isdelete or context.isddl)
+    first = _FIRST_WORD.match(statement)
+    word = first[1].upper() if first is not None else "SELECT"
+    return word not in _READS and (word != "WITH" or _CHANGE.search(statement) is not None)
 
 
 def _innermost(session: Session) -> SessionTransaction | None:
     return session.get_nested_transaction() or session.get_transaction()
 
 
-def _outer(transaction: SessionTransaction) -> SessionTransaction | None:
-    """Return the root or savepoint that ``transaction`` lies in; a flush's own is neither."""
-    outer = transaction.parent
-    while outer is not None and outer.parent is not None and not outer.nested:
+def _outer(savepoint: SessionTransaction) -> Owner:
+    """Return the savepoint that ``savepoint`` lies in, None for the root."""
+    outer = savepoint.parent
+    while outer is not None and not outer.nested:
         outer = outer.parent
     return outer
 

@@ -56,10 +56,10 @@ class Ledger:
         assert self.joined is not None  # noqa: S101 - asked for by ``joins``
         self.joined.add(addition)
 
-    def flush(self) -> None:
+    def flush(self, *, is_last: bool = False) -> None:
         """Keep what this request launched without writing anything."""
         if self.joined is not None:
-            self.joined.flush()
+            self.joined.flush(is_last=is_last)
 
     def add(self, additions: Collection[Addition], *, lease: str | None = None) -> dict[str, str]:
         """Keep ``additions``, claimed already if there is a lease.
@@ -88,6 +88,10 @@ class Ledger:
         waiting = self.joined.waiting(unique_key) if self.joined is not None else None
         if waiting is not None:
             return waiting
+        connection = self.joined.locking_connection() if self.joined is not None else None
+        if connection is not None:
+            self.database.prepare_within(connection)
+            return store.unfinished(connection, unique_key)
         return self.database.read(lambda connection: store.unfinished(connection, unique_key))
 
     # -- running
@@ -194,6 +198,10 @@ class Ledger:
             )
 
         return self.database.write(body)
+
+    def holder(self, envelope: Envelope) -> str | None:
+        """Return which relay's process runs the attempt, that began; None if it is over."""
+        return self.database.read(lambda connection: store.holder(connection, envelope))
 
     def fail(
         self, envelope: Envelope, error: str, decide: Decide, *, crashed: bool = False

@@ -77,8 +77,11 @@ def _joined(
     sent: Callable[[], None],
 ) -> Ledger:
     def engine() -> Engine:
+        if db is None:  # A session of its own: no context's end may remove the caller's.
+            bind: Engine = session.session_factory().get_bind()
+            return bind
         with app.app_context():
-            found: Engine = db.engine if db is not None else session.get_bind()
+            found: Engine = db.engine
             return found
 
     def insert(connection: Connection, additions: list[Addition]) -> None:
@@ -95,7 +98,11 @@ def _joined(
         )
         tell(task_discarded, app, envelope=addition.envelope, error=error)
 
+    def committed() -> None:
+        database.is_prepared()
+        sent()
+
     database = Database(engine)
-    joined = Joined(session, insert=insert, keep=keep, sent=sent, dropped=dropped)
+    joined = Joined(session, insert=insert, keep=keep, sent=committed, dropped=dropped)
     ledger = Ledger(name, database, joined=joined)
     return ledger

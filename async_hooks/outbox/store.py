@@ -80,16 +80,20 @@ def _insert(connection: Connection, addition: Addition, row: dict[str, Any]) -> 
         added = connection.execute(INSERT[connection.dialect.name], row).rowcount
         if added == 1 or key is None:
             return addition.envelope.id
-        winner = unfinished(connection, key)
+        winner = unfinished(connection, key, is_latest=True)
         if winner is not None:
             return winner  # Else it finished just now, and ours may go.
     raise OutboxUnavailable(f"The unique key of envelope {addition.envelope.id!r} is fought over.")
 
 
-def unfinished(connection: Connection, unique_key: str) -> str | None:
-    """Return the id of the unfinished delivery that has ``unique_key``."""
+def unfinished(connection: Connection, unique_key: str, *, is_latest: bool = False) -> str | None:
+    """Return the id of the unfinished delivery that has ``unique_key``.
+
+    ``is_latest`` looks past the snapshot that an app's transaction may have of MariaDB.
+    """
+    look = select(_d.id).where(_d.unique_key == unique_key)
     found: str | None = connection.execute(
-        select(_d.id).where(_d.unique_key == unique_key)
+        look.with_for_update(read=True) if is_latest else look
     ).scalar_one_or_none()
     return found
 
@@ -397,6 +401,14 @@ def complete(
     return done
 
 
+def holder(connection: Connection, envelope: Envelope) -> str | None:
+    """Return whose the attempt, that began, is; None if it is over."""
+    found: str | None = connection.execute(
+        select(_d.relay).where(_held(envelope, begun=True))
+    ).scalar_one_or_none()
+    return found
+
+
 def give_back(
     connection: Connection, envelope: Envelope, *, begun: bool, run_at: float | None
 ) -> bool:
@@ -485,7 +497,8 @@ def _release_parent(connection: Connection, parent_id: str | None) -> None:
     if parent_id is None:
         return
     waits = select(_d.id).where(_d.parent_id == parent_id, _d.state.in_(_UNFINISHED)).limit(1)
-    if connection.execute(waits).first() is None:
+    # Locked, it is what was committed last, whatever snapshot an app's transaction has of MariaDB.
+    if connection.execute(waits.with_for_update(read=True)).first() is None:
         _moved(connection, _d.id == parent_id, unique_key=None)
 
 
