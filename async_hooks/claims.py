@@ -18,6 +18,7 @@ it goes on, that its leases are no longer the delivery's, and that nothing it sa
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
 import time
@@ -30,6 +31,7 @@ from typing import TYPE_CHECKING, Protocol
 from flask import Flask
 
 from .config import Config
+from .delivery import Addition, Terms
 from .envelope import Envelope, new_id
 from .errors import OutboxUnavailable, TimedOut, TransportError
 from .in_hand import Held, InHand
@@ -38,6 +40,7 @@ from .receivers import backoff_of, kinds_of, max_attempts_of, timeout_of
 from .settlement import Breaker, Rule, Then, rule_for
 from .signals import task_discarded, task_failed, task_retrying, tell
 from .state import state_of
+from .task import DISCARDED, AsyncTask
 from .verdict import Verdict
 
 if TYPE_CHECKING:  # What SQLAlchemy is needed for is made elsewhere.
@@ -261,6 +264,8 @@ class Claims:
 
         def decide(failures: int, crashes: int) -> float | None:
             now = self._ledger.now()
+            if envelope.receiver == DISCARDED:
+                return None
             if crashed:
                 return now if crashes < self._config.max_crashes else None
             if rule.then is Then.DISCARD or failures >= max_attempts_of(state, envelope):
@@ -270,13 +275,31 @@ class Claims:
                 wanted = backoff_of(state, envelope, failures)
             return now + max(0.0, wanted)
 
-        failed = self._ledger.fail(envelope, error, decide, crashed=crashed)
+        error = str(state.redact(error))
+        failed = self._ledger.fail(
+            envelope,
+            error,
+            decide,
+            crashed=crashed,
+            last_words=lambda discarded: self._last_words(discarded, error),
+        )
         if failed is None:  # Another attempt has taken its place; this one does not count.
             return
         if isinstance(ending, TransportError) or crashed:
             died = ending if isinstance(ending, TransportError) else TransportError(error)
             tell(task_failed, self._app, envelope=envelope, exception=died)
         self._tell(envelope, failed, error)
+
+    def _last_words(self, envelope: Envelope, error: str) -> list[Addition]:
+        """Return what tells the task, in a run of its own, that its delivery is discarded."""
+        task = state_of(self._app).task_of(envelope)
+        if task is None or task.discarded is AsyncTask.discarded or envelope.receiver == DISCARDED:
+            return []
+        body = json.dumps({"data": envelope.data, "error": error}, separators=(",", ":"))
+        told = envelope._replace(
+            id=new_id(), body=body, receiver=DISCARDED, parent_id=None, is_awaited=False
+        )
+        return [Addition(told, Terms(task.queue))]
 
     def _tell(self, envelope: Envelope, failed: Failed, error: str) -> None:
         if failed.run_at is None:

@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from flask import Flask, Response, abort, request
 
 from .delivery import Addition, Terms
 from .envelope import Envelope
-from .errors import AsyncHooksError, DataError, DepthExceeded, OutboxUnavailable
+from .errors import AsyncHooksError, DepthExceeded, OutboxUnavailable
+from .keeping import finish, keep
 from .receivers import call, find_receiver, receivers_of
 from .signals import emit, task_failed, task_started, task_succeeded
-from .snapshot import snapshot
-from .state import Ledger, State
-from .task import AsyncTask, Discard, Retry, admits, async_signal, ref_of
+from .state import State
+from .task import DISCARDED, AsyncTask, Discard, Retry, admits, async_signal, ref_of
 from .verdict import Outcome, Verdict
 
 #: Where a Run lies in its request's environ. No client can put one there: theirs are strings.
@@ -29,9 +28,6 @@ RUN = "async_hooks.run"
 #: The route's endpoint, and the task that only asks whether this is the right place.
 ENDPOINT = "async_hooks.run"
 PING = "async_hooks.ping"
-
-#: Bytes of a result's JSON; a longer one is not kept.
-_MAX_RESULT = 64 * 1024
 
 logger = logging.getLogger("async_hooks")
 
@@ -51,6 +47,16 @@ class Run:
         self.additions: list[Addition] = []
         self._budget = envelope.budget
         self._children: set[str] = set()
+
+    @property
+    def is_split(self) -> bool:
+        """Whether its receivers run elsewhere."""
+        return bool(self._children)
+
+    @property
+    def is_after_the_end(self) -> bool:
+        """Whether it only tells its task that a delivery was discarded."""
+        return self.envelope.receiver == DISCARDED
 
     def fail(self, error: BaseException) -> None:
         """Take ``error`` for what became of the run."""
@@ -178,7 +184,7 @@ def _attempt(run: Run, task: type[AsyncTask]) -> None:
     try:
         run.launching = True
         try:
-            run.result = task().run_action(envelope.data)
+            run.result = _call(task(), run)
         finally:
             run.launching = False
     except BaseException as error:  # sys.exit and CancelledError are failures like any other.
@@ -188,6 +194,13 @@ def _attempt(run: Run, task: type[AsyncTask]) -> None:
             raise  # to the app's error handlers, and to Flask's log
     else:
         run.verdict = Verdict(Outcome.COMPLETED)
+
+
+def _call(task: AsyncTask, run: Run) -> Any:
+    data = run.envelope.data
+    if run.is_after_the_end:
+        return task.discarded(data["data"], data["error"])
+    return task.run_action(data)
 
 
 def at_teardown(error: BaseException | None) -> None:
@@ -200,45 +213,10 @@ def at_teardown(error: BaseException | None) -> None:
         run.fail(error)
         emit(task_failed, app, envelope=envelope, exception=error)
     if run.state.ledger is not None:
-        _keep(run, run.state.ledger)
+        keep(run, run.state.ledger)
     if run.verdict.outcome is Outcome.COMPLETED:
         emit(task_succeeded, app, envelope=envelope, result=run.result)
-
-
-def _keep(run: Run, ledger: Ledger) -> None:
-    """Let the outbox know of the completion, and of what the run launched in any case."""
-    assert run.verdict is not None  # noqa: S101 - that is why we are here
-    is_delivery = run.envelope.lease is not None
-    completed = run.verdict.outcome is Outcome.COMPLETED
-    additions = run.taken_additions(with_children=completed)
-    try:
-        if completed and is_delivery:
-            if ledger.complete(run.envelope, _as_json(run.result), additions):
-                run.verdict = replace(run.verdict, is_kept=True)
-                if additions:
-                    run.state.relay.wake()
-            else:
-                run.verdict = Verdict(Outcome.REPLAYED, "Another attempt has taken its place.")
-        elif additions:
-            run.state.launcher.keep(additions)
-    except Exception as error:
-        logger.error("What envelope %s did could not be written: %s", run.envelope.id, error)
-        if not (completed and is_delivery):
-            return
-        if ledger.joins and not isinstance(error, OutboxUnavailable):
-            # The app's own commit failed: that is the attempt's failure.
-            run.fail(error)
-            emit(task_failed, run.state.app, envelope=run.envelope, exception=error)
-        elif additions or ledger.joins:
-            # What it launched, or wrote, is not there: it has to run again.
-            run.verdict = Verdict(Outcome.BUSY, str(error))
-
-
-def _as_json(result: Any) -> str | None:
-    try:
-        return None if result is None else snapshot({"result": result}, max_bytes=_MAX_RESULT)
-    except DataError:
-        return None
+        finish(run)
 
 
 def _verdict_on(error: BaseException) -> Verdict:
@@ -250,7 +228,8 @@ def _verdict_on(error: BaseException) -> Verdict:
 
 def _has_receiver(run: Run, task: type[AsyncTask]) -> bool:
     name = run.envelope.receiver
-    if name is None or run.envelope.lease is None:  # Without an outbox, nobody waits for it.
+    # Without an outbox, nobody waits for it.
+    if name is None or run.envelope.lease is None or run.is_after_the_end:
         return True
     receivers = receivers_of(run.state, task, anonymous=run.anonymous)
     return find_receiver(receivers, name) is not None

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import blinker
 from flask import Flask, current_app, request_started
@@ -21,6 +22,7 @@ from .endpoint import Endpoint
 from .errors import ConfigError, OutboxRequired
 from .executor import ENDPOINT
 from .handover import HandOver, is_served
+from .job import METHODS, OPTIONS, Job, P, R
 from .launcher import Launcher, Trigger
 from .receivers import Receiver
 from .recorder import Recorder, recording
@@ -48,6 +50,8 @@ if TYPE_CHECKING:  # Comes with an optional extra.
     from .outbox.ledger import Ledger
     from .outbox.outbox import Outbox
 
+logger = logging.getLogger("async_hooks")
+
 Task = TypeVar("Task", bound=type[AsyncTask])
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -66,6 +70,7 @@ class AsyncHooks:
         self._session = session
         #: Why something that only an outbox can keep is refused: an app has none.
         self._lacks_outbox = False
+        self._redact: Callable[[Any], Any] = lambda value: value
         if app is not None:
             self.init_app(app)
 
@@ -100,6 +105,7 @@ class AsyncHooks:
             launcher=Launcher(app),
             relay=relay,
             ledger=ledger,
+            redact=self._redacted,
             outbox=outbox,
             is_reachable=lambda: _is_reachable(config, address),
         )
@@ -129,13 +135,57 @@ class AsyncHooks:
         :raises ConfigError: if it is declared wrongly, or its name is taken.
         :raises OutboxRequired: if it declares what only an outbox can keep.
         """
+        if self._add(task):
+            self._connect(action_signal(task.action), Trigger(task, self._registry))
+        return task
+
+    @overload
+    def job(self, function: Callable[P, R], /, **options: Any) -> Job[P, R]: ...
+
+    @overload
+    def job(self, /, **options: Any) -> Callable[[Callable[P, R]], Job[P, R]]: ...
+
+    def job(self, function: Any = None, /, **options: Any) -> Any:
+        """Make the decorated function a task: ``function.enqueue(**data)`` runs it later.
+
+        ``name``, ``aliases``, ``queue``, ``priority``, ``timeout``, ``delay``, ``max_attempts`` and
+        ``auth_level`` are as for a task; ``backoff``, ``unique_key``, ``ref``, ``finish`` and
+        ``discarded`` are functions without ``self``.
+
+        :raises ConfigError: for another option, or a wrong one.
+        """
+        for key in options:
+            if key not in (*OPTIONS, *METHODS):
+                raise ConfigError(f"{key!r} is no option of a job. There are: {', '.join(OPTIONS)}")
+        if function is None:
+            return lambda function: self.job(function, **options)
+        job = Job(function, options)
+        self._add(job.task)
+        return job
+
+    def redact(self, function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        """Let ``function`` see each result, and each error's text, before the outbox keeps it.
+
+        What it returns is kept. Also a decorator.
+        """
+        self._redact = function
+        return function
+
+    def _add(self, task: type[AsyncTask]) -> bool:
+        """Know ``task`` by its name; return whether it is new."""
         check(task)
         if self._lacks_outbox:
             _refuse_wish(task)
         local = "<locals>" in task.__qualname__
-        if self._registry.tasks.add(task, generation=self._registry.generation, local=local):
-            self._connect(action_signal(task.action), Trigger(task, self._registry))
-        return task
+        generation = self._registry.generation
+        return self._registry.tasks.add(task, generation=generation, local=local)
+
+    def _redacted(self, value: Any) -> Any:
+        try:
+            return self._redact(value)
+        except Exception:
+            logger.exception("What redacts results and errors failed: nothing is kept.")
+            return None
 
     def receiver(
         self,

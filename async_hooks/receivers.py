@@ -19,6 +19,7 @@ from .envelope import Envelope
 from .registry import Owned, Registry
 from .state import State
 from .task import (
+    DISCARDED,
     AsyncTask,
     async_signal,
     checked_aliases,
@@ -104,6 +105,8 @@ def timeout_of(state: State, envelope: Envelope) -> float:
 
 def max_attempts_of(state: State, envelope: Envelope) -> int:
     """Return how often ``envelope`` may fail; who says so, as with :func:`timeout_of`."""
+    if envelope.receiver == DISCARDED:
+        return 1
     for declared in _declared(state, envelope):
         if declared.max_attempts is not None:
             most: int = declared.max_attempts
@@ -150,6 +153,7 @@ def kinds_of(state: State) -> set[tuple[str, str]]:
     kinds: set[tuple[str, str]] = set()
     for name, task in state.registry.tasks.all(state.generation):
         kinds.add((name, ""))
+        kinds.add((name, DISCARDED))
         for anonymous in (False, True):
             for receiver_name, receiver in receivers_of(state, task, anonymous=anonymous).items():
                 kinds.add((name, receiver_name))
@@ -160,17 +164,21 @@ def kinds_of(state: State) -> set[tuple[str, str]]:
 
 def call(app: Flask, receiver: Callable[..., Any], kwargs: Mapping[str, Any]) -> Any:
     """Call ``receiver`` as blinker would; await what it returns if that is awaitable."""
-    result = receiver(app, **kwargs)
+    return awaited(app, receiver(app, **kwargs))
+
+
+def awaited(app: Flask, result: Any) -> Any:
+    """Return ``result``, or what comes of it if it is awaitable."""
     if not inspect.isawaitable(result):
         return result
 
-    async def awaited() -> Any:
+    async def wait() -> Any:
         return await result
 
     try:
-        run = app.ensure_sync(awaited)
+        run = app.ensure_sync(wait)
     except RuntimeError:  # Flask lacks its [async] extra.
-        return asyncio.run(awaited())
+        return asyncio.run(wait())
     return run()
 
 

@@ -92,6 +92,8 @@ class Ledger(Protocol):
 
     def end(self, envelope: Envelope, verdict: Verdict) -> None: ...
 
+    def gather(self, parent_id: str) -> Mapping[str, Any] | None: ...
+
     def give_back(self, envelopes: Sequence[Envelope]) -> int: ...
 
     def add(
@@ -120,6 +122,8 @@ class State:
     relay: Relay
     #: None without an outbox.
     ledger: Ledger | None = None
+    #: What becomes of a result or an error before it is kept; the identity unless told otherwise.
+    redact: Callable[[Any], Any] = lambda value: value
     #: What ``hooks.outbox`` is.
     outbox: Any = None
     #: False while nothing that is launched could run anywhere.

@@ -19,6 +19,9 @@ from .envelope import Envelope
 from .errors import AsyncHooksError, ConfigError, DataError, NoAppContext, OutboxRequired
 from .state import current_state
 
+#: In a receiver's place: the envelope tells its task that a delivery was discarded.
+DISCARDED = "#discarded"
+
 #: Seconds; no backoff is longer.
 LONGEST_BACKOFF = 3600.0
 
@@ -161,6 +164,20 @@ class AsyncTask:
         """
         return None
 
+    def finish(self, result: Any, data: dict[str, Any]) -> None:
+        """Called in the fresh request once the completion is written. Needs an outbox.
+
+        ``result`` is what ``run_action`` returned; of a fan-out, called after its last receiver,
+        the list of all receivers' results as JSON has them. A failure is logged, and runs nothing
+        again.
+        """
+
+    def discarded(self, data: dict[str, Any], error: str) -> None:
+        """Called in a fresh request of its own, once, after a delivery was discarded.
+
+        Needs an outbox. ``error`` is what the last attempt said.
+        """
+
     def send(self, /, **kwargs: Any) -> list[Any]:
         """Fire ``wp_async_<action>`` with ``kwargs``; works inside ``run_action`` only.
 
@@ -226,9 +243,14 @@ def exponential(failures: int) -> float:
     return min(5.0 * 3.0**exponent, LONGEST_BACKOFF) * uniform(0.8, 1.2)  # noqa: S311
 
 
+_KEPT_BY_OUTBOX = (
+    *("queue", "delay", "max_attempts", "backoff", "unique_key", "ref", "finish", "discarded"),
+)
+
+
 def wish_for_outbox(task: type[AsyncTask]) -> str | None:
     """Return the first thing that ``task`` declares and only an outbox can keep."""
-    for key in ("queue", "delay", "max_attempts", "backoff", "unique_key", "ref"):
+    for key in _KEPT_BY_OUTBOX:
         if getattr(task, key) != getattr(AsyncTask, key):
             return key
     return None
@@ -256,9 +278,6 @@ def check(task: type[AsyncTask]) -> None:
     check_seconds(task.delay, where, "delay", or_none_at_all=True)
     check_max_attempts(task.max_attempts, where)
     check_queue(task.queue, where)
-    for key in ("finish", "discarded"):
-        if hasattr(task, key):
-            raise ConfigError(f"{where!r}: {key!r} does nothing in this version. Leave it out.")
 
 
 def check_timeout(timeout: Any, where: str) -> None:

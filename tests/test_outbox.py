@@ -7,7 +7,7 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -292,6 +292,135 @@ def test_a_ref_that_is_too_long_is_refused(shops: list[Shop], action: str) -> No
     task = make_task(shop.hooks, action, ref=lambda self, data: "x" * 256)
     with shop.app.app_context(), pytest.raises(DataError, match="up to 255"):
         task.dispatch({})
+
+
+# -- the end of it
+
+
+def test_finish_is_told_the_result_once_it_is_written(shops: list[Shop], action: str) -> None:
+    shop = open_shop(shops)
+    told: list[Any] = []
+
+    def finish(self: AsyncTask, result: Any, data: dict[str, Any]) -> None:
+        state = shop.hooks.outbox.find()[0].state
+        told.append((result, data, state))
+
+    task = make_task(shop.hooks, action, run_action=lambda self, data: 2 * data["n"], finish=finish)
+    with shop.app.app_context():
+        task.dispatch({"n": 4})
+    wait_until(lambda: bool(told))
+    assert told == [(8, {"n": 4}, "completed")]
+
+
+def test_finish_is_told_all_receivers_results_after_the_last(
+    shops: list[Shop], action: str
+) -> None:
+    shop = open_shop(shops)
+    told: list[Any] = []
+    make_task(shop.hooks, action, finish=lambda self, result, data: told.append((result, data)))
+    for number in (1, 2, 3):
+
+        @shop.hooks.receiver(action, name=f"receiver_{number}", backoff=lambda attempt: 0)
+        def receive(sender: Flask, number: int = number, **data: Any) -> int:
+            if current_envelope.attempt < number:
+                raise ValueError("not yet")
+            return 10 * number
+
+    with shop.app.app_context():
+        [(_, launched)] = blinker.signal(action).send(shop.app, n=1)
+        wait_until(lambda: bool(told))
+        assert told == [([10, 20, 30], {"n": 1})]
+        parent = shop.hooks.outbox.get(launched)
+    assert parent is not None
+    assert sorted(parent.result) == ["receiver_1", "receiver_2", "receiver_3"]
+
+
+def test_a_finish_that_fails_runs_nothing_again(
+    shops: list[Shop], action: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    shop = open_shop(shops)
+
+    def finish(self: AsyncTask, result: Any, data: dict[str, Any]) -> None:
+        raise ValueError("no")
+
+    task = make_task(shop.hooks, action, run_action=lambda self, data: None, finish=finish)
+    with shop.app.app_context():
+        delivery = shop.wait_for(task.dispatch({}), "completed")
+        wait_until(lambda: "nothing is run again" in caplog.text)
+    assert delivery.attempts == 1
+
+
+def test_finish_may_launch(shops: list[Shop], action: str) -> None:
+    shop = open_shop(shops)
+    ran: list[str] = []
+    follow_up = make_task(
+        shop.hooks, f"{action}_2", name="next", run_action=lambda self, data: ran.append("next")
+    )
+    task = make_task(
+        shop.hooks,
+        action,
+        run_action=lambda self, data: None,
+        finish=lambda self, result, data: follow_up.dispatch({}),
+    )
+    with shop.app.app_context():
+        task.dispatch({})
+    wait_until(lambda: ran == ["next"])
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_discarded_runs_once_as_an_envelope_of_its_own(
+    shops: list[Shop], action: str, fails: bool
+) -> None:
+    shop = open_shop(shops)
+    told: list[Any] = []
+
+    def run_action(self: AsyncTask, data: dict[str, Any]) -> None:
+        raise Discard("no such customer")
+
+    def discarded(self: AsyncTask, data: dict[str, Any], error: str) -> None:
+        told.append((data, error, current_envelope.attempt))
+        if fails:
+            raise ValueError("once is enough")
+
+    task = make_task(shop.hooks, action, run_action=run_action, discarded=discarded)
+    with shop.app.app_context():
+        launched = task.dispatch({"n": 1})
+        shop.wait_for(launched, "discarded")
+        wait_until(lambda: bool(told))
+        own = next(d for d in shop.hooks.outbox.find() if d.id != launched)
+        shop.wait_for(own.id, "discarded" if fails else "completed")
+    assert told == [({"n": 1}, "Discard: no such customer", 1)]
+
+
+def test_results_and_errors_are_redacted_before_they_are_kept(
+    shops: list[Shop], action: str
+) -> None:
+    shop = open_shop(shops)
+    shop.hooks.redact(lambda value: str(value).replace("secret", "…"))
+
+    def run_action(self: AsyncTask, data: dict[str, Any]) -> str:
+        if data["fails"]:
+            raise Discard("a secret")
+        return "my secret"
+
+    task = make_task(shop.hooks, action, run_action=run_action)
+    with shop.app.app_context():
+        assert shop.wait_for(task.dispatch({"fails": False}), "completed").result == "my …"
+        assert shop.wait_for(task.dispatch({"fails": True}), "discarded").error == "Discard: a …"
+
+
+def test_a_result_that_is_no_json_is_kept_in_words(shops: list[Shop], action: str) -> None:
+    shop = open_shop(shops)
+    task = make_task(shop.hooks, action, run_action=lambda self, data: {1, 2})
+    with shop.app.app_context():
+        assert shop.wait_for(task.dispatch({}), "completed").result == "{1, 2}"
+
+
+def wait_until(met: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not met():
+        assert time.monotonic() < deadline, "It never came about."
+        time.sleep(0.01)
 
 
 # -- the outbox down

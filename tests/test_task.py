@@ -74,7 +74,6 @@ def declared(**members: Any) -> type[AsyncTask]:
         (declared(action="a", delay=-1), "expected 'delay' to be a number of seconds, 0 or more"),
         (declared(action="a", max_attempts=0), "expected 'max_attempts' to be a positive whole"),
         (declared(action="a", queue=""), "expected 'queue' to be a name"),
-        (declared(action="a", finish=print), "'finish' does nothing in this version"),
         (object(), "expected a subclass of AsyncTask"),
         (AsyncTask(), "expected a subclass of AsyncTask"),
     ],
@@ -92,6 +91,8 @@ def test_a_wrong_declaration_is_refused_when_it_is_registered(task: Any, message
         ("max_attempts", 3),
         ("unique_key", lambda self, data: "x"),
         ("backoff", lambda self, attempt: 1),
+        ("finish", lambda self, result, data: None),
+        ("discarded", lambda self, data, error: None),
     ],
 )
 def test_what_only_an_outbox_can_keep_is_refused_by_name(key: str, value: Any) -> None:

@@ -15,7 +15,10 @@ from ..verdict import Verdict
 from . import store
 from .database import Database
 from .joined import Joined
-from .store import Decide, Failed, Hold, Orphan, Seen
+from .store import Decide, Failed, Hold, LastWords, Orphan, Seen
+
+#: Characters of an error that are kept.
+MAX_ERROR = 2000
 
 
 class Ledger:
@@ -203,12 +206,28 @@ class Ledger:
         """Return which relay's process runs the attempt, that began; None if it is over."""
         return self.database.read(lambda connection: store.holder(connection, envelope))
 
+    def gather(self, parent_id: str) -> dict[str, Any] | None:
+        """Return the results of all receivers of a fan-out, once, when all are completed."""
+        return self.database.write(lambda connection: store.gather(connection, parent_id))
+
     def fail(
-        self, envelope: Envelope, error: str, decide: Decide, *, crashed: bool = False
+        self,
+        envelope: Envelope,
+        error: str,
+        decide: Decide,
+        *,
+        crashed: bool = False,
+        last_words: LastWords | None = None,
     ) -> Failed | None:
         return self.database.write(
             lambda connection: store.fail(
-                connection, envelope, error, decide, crashed=crashed, now=self.now()
+                connection,
+                envelope,
+                error[:MAX_ERROR],
+                decide,
+                crashed=crashed,
+                last_words=last_words,
+                now=self.now(),
             )
         )
 

@@ -440,6 +440,9 @@ class Failed(NamedTuple):
 #: Given the failures and crashes so far, this one included, says when to try again, or None.
 Decide = Callable[[int, int], float | None]
 
+#: Given the envelope of a delivery that is discarded, returns what is to be added.
+LastWords = Callable[[Envelope], Collection[Addition]]
+
 
 def fail(
     connection: Connection,
@@ -448,14 +451,16 @@ def fail(
     decide: Decide,
     *,
     crashed: bool = False,
+    last_words: LastWords | None = None,
     now: float,
 ) -> Failed | None:
-    """End the attempt, that began, without success; None if it is stale."""
+    """End the attempt, that began, without success; None if it is stale.
+
+    If that discards it, what ``last_words`` makes of its envelope is added.
+    """
     parent_id = _lock_awaiting_parent(connection, envelope)
     fence = _held(envelope, begun=True)
-    row = connection.execute(
-        select(_d.attempts, _d.crashes).where(fence).with_for_update()
-    ).one_or_none()
+    row = connection.execute(select(deliveries).where(fence).with_for_update()).one_or_none()
     if row is None:
         return None
     crashes = row.crashes + crashed
@@ -466,7 +471,28 @@ def fail(
     _moved(connection, fence, relay=None, lease=None, error=error, crashes=crashes, **values)
     if run_at is None:
         _release_parent(connection, parent_id)
+        if last_words is not None:
+            add(connection, last_words(_envelope(row, row.lease)), now=now)
     return Failed(run_at)
+
+
+def gather(connection: Connection, parent_id: str) -> dict[str, Any] | None:
+    """Keep the results of a fan-out's receivers as its own; return them, by receiver.
+
+    None unless all are completed, or if that was done before.
+    """
+    rows = connection.execute(
+        select(_d.receiver, _d.state, _d.result).where(_d.parent_id == parent_id)
+    ).all()
+    if any(row.state != DeliveryState.COMPLETED for row in rows):
+        return None
+    results = {row.receiver: json.loads(row.result or _NOTHING)["result"] for row in rows}
+    text = json.dumps({"result": results}, separators=(",", ":"))
+    is_first = _moved(connection, and_(_d.id == parent_id, _d.result.is_(None)), result=text)
+    return results if is_first else None
+
+
+_NOTHING = '{"result":null}'
 
 
 def _held(envelope: Envelope, *, begun: bool) -> ColumnElement[bool]:
