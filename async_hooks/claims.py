@@ -375,7 +375,11 @@ class Claims:
                 self._bury(relay)
                 del loop.others[relay]
         for envelope, deadline in list(loop.watched.values()):
-            if now >= deadline:
+            ended = self._ledger.me.ended.get(envelope.id)
+            if ended is not None and ended.envelope.lease == envelope.lease:
+                del loop.watched[envelope.id]
+                self._settle(envelope, ended.verdict)
+            elif now >= deadline:
                 del loop.watched[envelope.id]
                 self._fail(envelope, Rule(Then.RETRY), "Nobody said what became of it.")
         self._check_time(loop)
@@ -440,8 +444,8 @@ class Claims:
             if orphan.envelope.id in loop.missing:
                 self._settle_ended(me, orphan)
         loop.missing = ids
-        for envelope_id in [known for known in me.ended if known not in ids]:
-            del me.ended[envelope_id]
+        for envelope_id in me.ended.keys() - ids - loop.watched.keys():
+            me.ended.pop(envelope_id, None)
 
     def _is_known(self, loop: _Loop, orphan: Orphan) -> bool:
         me, known = self._ledger.me, orphan.envelope.id

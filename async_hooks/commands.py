@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from flask import current_app
-from flask.cli import AppGroup
+from flask.cli import AppGroup, ScriptInfo
 
 from .delivery import FINAL, DeliveryState
 from .errors import AsyncHooksError
@@ -277,7 +277,14 @@ def _in_words(seconds: float) -> str:
     return f"{seconds:g} seconds"
 
 
-@cli.command(cls=Guarded)
+def _worker_name(text: str) -> str:
+    if len(text) > 255:
+        raise click.BadParameter(f"expected at most 255 characters, got: {len(text)}")
+    return name(text)
+
+
+# The app is loaded by the children: no connection, lock or thread of its import is shared by them.
+@cli.command(cls=Guarded, with_appcontext=False)
 @click.option(
     "--queue",
     "queues",
@@ -285,7 +292,9 @@ def _in_words(seconds: float) -> str:
     callback=_names,
     help="Work this queue only; several, in this order.",
 )
-@click.option("--name", "named", help="What 'status' calls it; by default host and pid.")
+@click.option(
+    "--name", "named", type=_worker_name, help="What 'status' calls it; by default host and pid."
+)
 @click.option(
     "--concurrency",
     type=click.IntRange(min=1),
@@ -318,25 +327,36 @@ def worker(
     """Carry what waits in the outbox, in a process without a web server.
 
     Each delivery is a fresh request of the app. TERM or Ctrl-C lets what runs finish (for up to
-    ASYNC_HOOKS_GRACE seconds) and gives back the rest; a second one ends at once.
+    ASYNC_HOOKS_GRACE seconds) and gives back the rest; a second one ends at once. A receiver that
+    takes its process with it ends neither the worker nor other deliveries.
 
-    Exits with 0, with 1 if the one delivery of --once did not succeed, with 130 if it was ended
-    at once. A receiver that takes its process with it ends neither the worker nor other deliveries.
+    Exits with 0, with 1 if the one delivery of --once did not succeed, or if --once or --drain
+    can't use the database, with 2 if there is no app or it has no outbox, and with 130 if it was
+    ended at once.
     """
-    needed_outbox()
-    app = current_app._get_current_object()  # type: ignore[attr-defined]
+    pipe = os.environ.pop(CHILD, None)
+    pid = os.getpid() if pipe is None else os.getppid()
     options = Options(
-        name=named if named is not None else f"{socket.gethostname()} {os.getpid()}",
+        name=named if named is not None else f"{socket.gethostname()} {pid}",
         queues=list(queues) or None,
         concurrency=concurrency,
         quota=1 if fresh or once else quota,
         once=once,
         drain=drain,
+        fresh=fresh,
     )
-    pipe = os.environ.pop(CHILD, None)
+
+    def make_work() -> Work:
+        app = context.ensure_object(ScriptInfo).load_app()
+        with app.app_context():
+            needed_outbox()
+        return Work(app, options)
+
     if pipe is not None:
-        context.exit(work_as_child(Work(app, options), int(pipe)))
-    if fresh or quota is not None:
-        command = [sys.executable, *sys.orig_argv[1:]]
-        context.exit(supervise(lambda: started_anew(command), options))
-    context.exit(supervise(lambda: forked(lambda: Work(app, options)), options))
+        context.exit(work_as_child(make_work, int(pipe)))
+    if not fresh:
+        context.exit(supervise(lambda: forked(make_work), options))
+    if "worker" not in sys.argv:  # A test's runner, say: that is not what to start again.
+        raise click.UsageError("--fresh needs a command line of its own.")
+    command = [sys.executable, *sys.orig_argv[1:]]
+    context.exit(supervise(lambda: started_anew(command), options))

@@ -51,7 +51,7 @@ class TransportError(AsyncHooksError):
     """
 
     unsent = False
-    cause = "unknown"
+    cause = "other"
 
     def __init__(self, message: str, *, cause: str | None = None) -> None:
         super().__init__(message)

@@ -19,7 +19,16 @@ from .keeping import finish, keep
 from .receivers import call, find_receiver, receivers_of
 from .signals import emit, task_failed, task_started, task_succeeded
 from .state import State
-from .task import DISCARDED, AsyncTask, Discard, Retry, admits, async_signal, ref_of
+from .task import (
+    DISCARDED,
+    AsyncTask,
+    Discard,
+    Retry,
+    admits,
+    async_signal,
+    is_text,
+    ref_of,
+)
 from .verdict import Outcome, Verdict
 
 #: Where a Run lies in its request's environ. No client can put one there: theirs are strings.
@@ -93,6 +102,11 @@ class Run:
 
     def _split(self, receivers: Mapping[str, Any]) -> None:
         for name in receivers:
+            if not is_text(name, 255):
+                raise AsyncHooksError(
+                    f"The receiver's name {name!r} is no text of up to 255 characters. "
+                    "Give it one with hooks.receiver(…, name=…)."
+                )
             child = self.envelope.for_receiver(name)
             if child.id not in self._children:
                 self._children.add(child.id)

@@ -266,7 +266,8 @@ def _terms(task: type[AsyncTask], envelope: Envelope, wishes: Wishes) -> Terms:
 def _digest(task: type[AsyncTask], key: str) -> str:
     if not isinstance(key, str):
         raise DataError(f"The unique_key of task {task.name!r} is no text: {key!r}")
-    return hashlib.sha256(f"{task.name}\0{key}".encode()).hexdigest()
+    text = f"{task.name}\0{key}".encode("utf-8", "surrogatepass")
+    return hashlib.sha256(text).hexdigest()
 
 
 def _visitor(state: State, task: type[AsyncTask]) -> Any:

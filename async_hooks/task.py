@@ -232,9 +232,14 @@ def ref_of(task: type[AsyncTask], envelope: Envelope) -> str | None:
     if task.ref is AsyncTask.ref:
         return None
     ref: Any = task().ref(envelope.data)
-    if ref is None or (isinstance(ref, str) and len(ref) <= 255):
-        return ref
+    if ref is None or is_text(ref, 255):
+        return ref  # type: ignore[no-any-return]
     raise DataError(f"The ref of task {task.name!r} is no text of up to 255 characters.")
+
+
+def is_text(value: Any, longest: int) -> bool:
+    """Tell whether ``value`` is text that every database takes."""
+    return isinstance(value, str) and len(value) <= longest and value.isprintable()
 
 
 def exponential(failures: int) -> float:
@@ -273,6 +278,8 @@ def check(task: type[AsyncTask]) -> None:
         )
     if isinstance(task.priority, bool) or not isinstance(task.priority, int):
         raise ConfigError(f"{where!r}: expected 'priority' to be an int, got: {task.priority!r}")
+    if not is_text(task.name, 255):
+        raise ConfigError(f"{where!r}: expected 'name' to be text of up to 255 characters.")
     check_timeout(task.timeout, where)
     checked_aliases(task.aliases, where)
     check_seconds(task.delay, where, "delay", or_none_at_all=True)
@@ -304,7 +311,7 @@ def check_max_attempts(value: Any, where: str) -> None:
 
 
 def check_queue(value: Any, where: str) -> None:
-    if not isinstance(value, str) or not 0 < len(value) <= 100:
+    if not value or not is_text(value, 100):
         raise ConfigError(
             f"{where!r}: expected 'queue' to be a name of up to 100 characters, got: {value!r}"
         )

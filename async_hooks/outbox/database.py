@@ -205,8 +205,8 @@ def is_busy(error: exc.DBAPIError) -> bool:
     original: Any = error.orig
     if "database is locked" in str(original) or "database table is locked" in str(original):
         return True
-    code = getattr(original, "sqlstate", None) or (original.args or (None,))[0]
-    return code in _AGAIN
+    codes = {getattr(original, "sqlstate", None), *original.args[:1]}
+    return not codes.isdisjoint(_AGAIN)
 
 
 def engine_for(url: str, folder: Path, *, synchronous: str) -> Engine:

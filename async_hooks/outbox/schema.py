@@ -7,6 +7,7 @@ conversion, in any database.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from sqlalchemy import (
     Column,
@@ -31,6 +32,17 @@ VERSION = 1
 metadata = MetaData()
 
 _Long = Text().with_variant(LONGTEXT(), "mysql", "mariadb")
+
+#: Texts are compared as they are, with case, accents and trailing spaces, as elsewhere.
+_MARIADB: dict[str, Any] = {
+    f"{dialect}_{option}": value
+    for dialect in ("mysql", "mariadb")
+    for option, value in (
+        ("engine", "InnoDB"),
+        ("charset", "utf8mb4"),
+        ("collate", "utf8mb4_nopad_bin"),
+    )
+}
 
 #: One row for each delivery. ``receiver`` is empty, not NULL, where there is none: a task and its
 #: receiver are compared as a pair.
@@ -62,8 +74,7 @@ deliveries = Table(
     Column("finished_at", Double),
     Column("error", _Long),
     Column("result", _Long),
-    mysql_engine="InnoDB",
-    mysql_charset="utf8mb4",
+    **_MARIADB,
 )
 _d = deliveries.c
 
@@ -95,8 +106,7 @@ relays = Table(
     Column("seen_at", Double, nullable=False),
     # What keeps it from sending, if anything does.
     Column("trouble", _Long),
-    mysql_engine="InnoDB",
-    mysql_charset="utf8mb4",
+    **_MARIADB,
 )
 
 #: The queues that are paused.
@@ -105,8 +115,7 @@ pauses = Table(
     metadata,
     Column("queue", String(100), primary_key=True),
     Column("paused_at", Double, nullable=False),
-    mysql_engine="InnoDB",
-    mysql_charset="utf8mb4",
+    **_MARIADB,
 )
 
 #: One row: the version of these tables.
@@ -114,7 +123,7 @@ version = Table(
     "async_hooks_schema",
     metadata,
     Column("version", Integer, nullable=False),
-    mysql_engine="InnoDB",
+    **_MARIADB,
 )
 
 #: What makes the tables of a version out of those of the one before it.

@@ -16,6 +16,7 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     String,
+    Table,
     and_,
     bindparam,
     delete,
@@ -33,12 +34,15 @@ from sqlalchemy.sql.dml import UpdateBase
 
 from ..delivery import FINAL, Addition, DeliveryState
 from ..envelope import Envelope, Origin
-from ..errors import OutboxUnavailable
+from ..errors import DataError, OutboxUnavailable
 from .schema import deliveries, pauses, relays
 
 _d = deliveries.c
 _UNFINISHED = (DeliveryState.AVAILABLE, DeliveryState.EXECUTING)
 _UNSUCCESSFUL = (DeliveryState.AVAILABLE, DeliveryState.DISCARDED, DeliveryState.CANCELLED)
+
+#: Characters of a name; MariaDB would cut a longer one.
+_LONGEST_NAME = 255
 
 #: How often a unique key that was taken may come free in between.
 _TRIES = 5
@@ -78,12 +82,16 @@ def _insert(connection: Connection, addition: Addition, row: dict[str, Any]) -> 
     key = addition.terms.unique_key
     for _ in range(_TRIES):
         added = connection.execute(INSERT[connection.dialect.name], row).rowcount
-        if added == 1 or key is None:
+        if added == 1 or key is None or _is_there(connection, addition.envelope.id):
             return addition.envelope.id
         winner = unfinished(connection, key, is_latest=True)
         if winner is not None:
             return winner  # Else it finished just now, and ours may go.
     raise OutboxUnavailable(f"The unique key of envelope {addition.envelope.id!r} is fought over.")
+
+
+def _is_there(connection: Connection, delivery_id: str) -> bool:
+    return connection.execute(select(_d.id).where(_d.id == delivery_id)).first() is not None
 
 
 def unfinished(connection: Connection, unique_key: str, *, is_latest: bool = False) -> str | None:
@@ -98,18 +106,26 @@ def unfinished(connection: Connection, unique_key: str, *, is_latest: bool = Fal
     return found
 
 
-#: The statement that adds a row which is not there, by dialect; :func:`row_of` has its values.
-INSERT: dict[str, UpdateBase] = {
-    "sqlite": sqlite.insert(deliveries).on_conflict_do_nothing(),
-    "postgresql": postgresql.insert(deliveries).on_conflict_do_nothing(),
-    "mysql": insert(deliveries).prefix_with("IGNORE"),
-    "mariadb": insert(deliveries).prefix_with("IGNORE"),
-}
+def _insert_missing(table: Table) -> dict[str, UpdateBase]:
+    """Return the statement that adds a row which is not there, by dialect."""
+    return {
+        "sqlite": sqlite.insert(table).on_conflict_do_nothing(),
+        "postgresql": postgresql.insert(table).on_conflict_do_nothing(),
+        "mysql": insert(table).prefix_with("IGNORE"),
+        "mariadb": insert(table).prefix_with("IGNORE"),
+    }
+
+
+#: Adds a delivery; :func:`row_of` has its values.
+INSERT = _insert_missing(deliveries)
+_PAUSE = _insert_missing(pauses)
 
 
 def row_of(addition: Addition, now: float, hold: Hold | None) -> dict[str, Any]:
     """Return the row that ``addition`` begins as."""
     envelope, terms = addition
+    if max(len(envelope.task), len(envelope.receiver or "")) > _LONGEST_NAME:
+        raise DataError(f"The name of task {envelope.task!r} or of its receiver is too long.")
     state = DeliveryState.AVAILABLE if hold is None else DeliveryState.EXECUTING
     return {
         "id": envelope.id,
@@ -468,12 +484,18 @@ def fail(
     values: dict[str, Any] = {"state": DeliveryState.AVAILABLE, "run_at": run_at}
     if run_at is None:
         values = {"state": DeliveryState.DISCARDED, "finished_at": now, "unique_key": None}
-    _moved(connection, fence, relay=None, lease=None, error=error, crashes=crashes, **values)
+    values |= {"relay": None, "lease": None, "error": clean(error), "crashes": crashes}
+    _moved(connection, fence, **values)
     if run_at is None:
         _release_parent(connection, parent_id)
         if last_words is not None:
             add(connection, last_words(_envelope(row, row.lease)), now=now)
     return Failed(run_at)
+
+
+def clean(text: str) -> str:
+    """Return ``text`` without what no database takes: NUL, and halves of characters."""
+    return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode()
 
 
 def gather(connection: Connection, parent_id: str) -> dict[str, Any] | None:
@@ -559,6 +581,7 @@ def beat(
     queues: Sequence[str] = (),
 ) -> list[Seen]:
     """Show that ``relay`` lives, and return all the others, dead or alive."""
+    trouble = None if trouble is None else clean(trouble)
     alive = {"beat": relays.c.beat + 1, "seen_at": now, "trouble": trouble}
     if not connection.execute(update(relays).where(relays.c.id == relay).values(**alive)).rowcount:
         who = {"id": relay, "name": name, "queues": " ".join(queues)[:1000]}
@@ -617,6 +640,7 @@ def _orphan(row: Any, has_begun: bool) -> Orphan:
         parent_id=row.parent_id,
         receiver=row.receiver or None,
         lease=row.lease,
+        is_awaited=row.context.endswith(",true]"),
     )
     return Orphan(envelope, has_begun)
 
@@ -776,8 +800,7 @@ def cancel(connection: Connection, delivery_id: str, *, now: float) -> bool:
 
 
 def pause(connection: Connection, queue: str, *, now: float) -> None:
-    if queue not in paused(connection):
-        connection.execute(insert(pauses).values(queue=queue, paused_at=now))
+    connection.execute(_PAUSE[connection.dialect.name], {"queue": queue, "paused_at": now})
 
 
 def resume(connection: Connection, queue: str) -> None:

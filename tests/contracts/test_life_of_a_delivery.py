@@ -1,0 +1,372 @@
+"""Whatever happens to deliveries, in any order, the table says what a simple model says."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    invariant,
+    multiple,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from outboxes import NOW, Outbox, an_outbox, at, envelope, give_up
+
+from async_hooks.delivery import Addition, DeliveryState, Terms
+from async_hooks.envelope import Envelope, new_id
+from async_hooks.outbox.store import Failed, Hold
+
+RELAYS = st.integers(0, 2)
+UNFINISHED = ("available", "executing")
+
+
+@dataclass
+class Claim:
+    """What one relay was given: it, and nobody else, may write of this attempt."""
+
+    envelope: Envelope
+    relay: str
+    has_begun: bool = False
+
+
+@dataclass
+class Model:
+    """A delivery as its owner would tell of it."""
+
+    first: Envelope
+    run_at: float
+    key: str | None = None
+    parent: Model | None = None
+    children: list[Model] = field(default_factory=list)
+    state: str = "available"
+    #: The attempts that began since it was new or retried and were not given back, and
+    #: whether each of them crashed.
+    begun: list[bool] = field(default_factory=list)
+    completions: int = 0
+    finished_at: float | None = None
+    claim: Claim | None = None
+
+    @property
+    def order(self) -> tuple[float, str]:
+        return self.run_at, self.first.id
+
+    @property
+    def is_unfinished(self) -> bool:
+        return self.state in UNFINISHED
+
+
+class Life(RuleBasedStateMachine):
+    """Three relays, what they do to some deliveries, and how they die of it."""
+
+    outbox: Outbox
+    deliveries = Bundle("deliveries")
+    claims = Bundle("claims")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.outbox.clear()
+        self.now = NOW
+        self.numbers = count(1)
+        self.models: dict[str, Model] = {}
+        self.relays = [new_id() for _ in range(3)]
+
+    # -- what happens
+
+    @rule(
+        target=deliveries,
+        key=st.sampled_from([None, "key"]),
+        delay=st.sampled_from([0, 0, 0, 10]),
+    )
+    def add(self, key: str | None, delay: int) -> Any:
+        made, run_at = self.new(), self.now + delay
+        winner = next((m.first.id for m in self.models.values() if key and m.key == key), None)
+        lost = self.outbox.add(made, now=self.now, run_at=run_at, unique_key=key)
+        assert lost == ({} if winner is None else {made.id: winner})
+        if winner is not None:
+            return multiple()
+        self.models[made.id] = Model(made, run_at, key)
+        return made.id
+
+    @rule(targets=(deliveries, claims), relay=RELAYS)
+    def add_held(self, relay: int) -> Any:
+        """As a launch in a web process does; the id and the claim go to one bundle each."""
+        made, hold = self.new(), Hold(self.relays[relay], new_id())
+        assert self.outbox.add(made, now=self.now, hold=hold) == {}
+        claim = Claim(made._replace(lease=hold.lease), hold.relay)
+        self.models[made.id] = Model(made, self.now, state="executing", claim=claim)
+        return claim
+
+    @precondition(lambda self: all(model.key != "family" for model in self.models.values()))
+    @rule(targets=(deliveries, claims), relay=RELAYS)
+    def fan_out(self, relay: int) -> Any:
+        """A family whose parent has run, and whose first child is about to."""
+        parent, hold = self.new()._replace(is_awaited=True), Hold(self.relays[relay], new_id())
+        assert self.outbox.add(parent, now=self.now, hold=hold, unique_key="family") == {}
+        parent = parent._replace(lease=hold.lease)
+        children = [parent.for_receiver(name) for name in ("one", "two")]
+        additions = [Addition(child, Terms()) for child in children]
+        assert self.outbox.begin(parent, now=self.now)
+        assert self.outbox.complete(parent, additions=additions, now=self.now)
+        model = Model(parent, self.now, "family", state="completed", begun=[False])
+        model.completions, model.finished_at = 1, self.now
+        model.children = [Model(child, self.now, parent=model) for child in children]
+        self.models.update({each.first.id: each for each in (model, *model.children)})
+        return Claim(parent, hold.relay)
+
+    @precondition(lambda self: any(model.parent for model in self.models.values()))
+    @rule(ends=st.lists(st.sampled_from(["completed", "discarded"]), min_size=1, max_size=3))
+    def run_children(self, ends: list[str]) -> None:
+        """Claim what is due, and end the children among it, as a relay without trouble does."""
+        self.claim(0, 3)
+        running = [model for model in self.models.values() if model.claim and model.parent]
+        for model, end in zip(running, ends, strict=False):
+            claim = model.claim
+            assert claim is not None
+            if not claim.has_begun:
+                self.begin(claim, 0)
+            if end == "completed":
+                self.complete(claim, False)
+            else:
+                self.fail(claim, False, None)
+
+    @rule(delivery=deliveries)
+    def add_again(self, delivery: Any) -> None:
+        model = self.model(delivery)
+        if model is not None and (model.key is None or model.is_unfinished):
+            assert self.outbox.add(model.first, now=self.now) == {}
+
+    @rule(target=claims, relay=RELAYS, limit=st.integers(1, 3))
+    def claim(self, relay: int, limit: int) -> Any:
+        due = [m for m in self.models.values() if m.state == "available" and m.run_at <= self.now]
+        expected = sorted(due, key=lambda model: model.order)[:limit]
+        name = self.relays[relay]
+        found = self.outbox.claim(limit, relay=name, now=self.now)
+        assert [each.id for each in found] == [model.first.id for model in expected]
+        for model, each in zip(expected, found, strict=True):
+            assert each.attempt == len(model.begun) + 1
+            model.state, model.claim = "executing", Claim(each, name)
+        return multiple(*(model.claim for model in expected))
+
+    @rule(claim=claims, executor=RELAYS)
+    def begin(self, claim: Claim, executor: int) -> None:
+        model = self.holder(claim)
+        may = model is not None and not claim.has_begun
+        assert self.outbox.begin(claim.envelope, relay=self.relays[executor], now=self.now) is may
+        if model is not None and may:
+            claim.has_begun, claim.relay = True, self.relays[executor]
+            model.begun.append(False)
+
+    @rule(target=deliveries, claim=claims, splits=st.booleans())
+    def complete(self, claim: Claim, splits: bool) -> Any:
+        model = self.running(claim)
+        splits = splits and claim.envelope.parent_id is None
+        children = [claim.envelope.for_receiver(name) for name in ("one", "two") if splits]
+        additions = [Addition(child, Terms()) for child in children]
+        done = self.outbox.complete(claim.envelope, additions=additions, now=self.now)
+        assert done is (model is not None)
+        if model is None:
+            return multiple()
+        model.completions += 1
+        self.finish(model, "completed", keeps_key=splits)
+        new = [child for child in children if child.id not in self.models]
+        for child in new:
+            made = Model(child, self.now, parent=model)
+            self.models[child.id] = made
+            model.children.append(made)
+        return multiple(*(child.id for child in new))
+
+    @rule(claim=claims, crashed=st.booleans(), delay=st.sampled_from([None, 0, 0, 10]))
+    def fail(self, claim: Claim, crashed: bool, delay: int | None) -> None:
+        model = self.running(claim)
+        decide = give_up if delay is None else at(self.now + delay)
+        failed = self.outbox.fail(claim.envelope, decide, crashed=crashed, now=self.now)
+        if model is None:
+            assert failed is None
+            return
+        model.begun[-1] = crashed
+        if delay is None:
+            assert failed == Failed(None)
+            self.finish(model, "discarded")
+        else:
+            assert failed == Failed(self.now + delay)
+            self.free(model, self.now + delay)
+
+    @rule(claim=claims, may_have_begun=st.booleans())
+    def give_back(self, claim: Claim, may_have_begun: bool) -> None:
+        model = self.holder(claim)
+        may = model is not None and (may_have_begun or not claim.has_begun)
+        assert self.outbox.give_back(claim.envelope, begun=may_have_begun) is may
+        if model is not None and may:
+            if claim.has_begun:
+                model.begun.pop()
+            self.free(model, model.run_at)
+
+    @rule(relay=RELAYS)
+    def die(self, relay: int) -> None:
+        """The process of a relay is gone, and the others notice."""
+        name, self.relays[relay] = self.relays[relay], new_id()
+        self.outbox.bury(name, now=self.now)
+        for model in self.models.values():
+            if model.claim is not None and model.claim.relay == name:
+                if model.claim.has_begun:
+                    model.begun[-1] = True
+                    self.free(model, self.now)
+                else:
+                    self.free(model, model.run_at)
+
+    @rule(delivery=deliveries)
+    def cancel(self, delivery: Any) -> None:
+        model = self.model(delivery)
+        family = [m for m in self.models.values() if model and (m is model or m.parent is model)]
+        ended = [each for each in family if each.is_unfinished]
+        assert self.outbox.cancel(self.id_of(delivery), now=self.now) is bool(ended)
+        for each in ended:
+            self.finish(each, "cancelled")
+
+    @rule(delivery=deliveries)
+    def retry(self, delivery: Any) -> None:
+        model = self.model(delivery)
+        which = [model] if model is not None and model.state != "executing" else []
+        children = [m for m in self.models.values() if m.first.parent_id == self.id_of(delivery)]
+        if children:
+            which = [m for m in children if m.state in ("available", "discarded", "cancelled")]
+        assert self.outbox.retry(self.id_of(delivery), now=self.now) == len(which)
+        for each in which:
+            each.begun, each.completions, each.finished_at = [], 0, None
+            self.free(each, self.now)
+
+    @rule(age=st.sampled_from([0, 5, 20]))
+    def purge(self, age: int) -> None:
+        old = [
+            model
+            for model in self.models.values()
+            if model.finished_at is not None
+            and model.finished_at < self.now - age
+            and model.key is None
+        ]
+        assert self.outbox.purge(self.now - age) == len(old)
+        for model in old:
+            del self.models[model.first.id]
+            if model.parent is not None:
+                model.parent.children.remove(model)
+
+    @rule(seconds=st.sampled_from([1, 10]))
+    def wait(self, seconds: int) -> None:
+        self.now += seconds
+
+    @precondition(lambda self: self.models)
+    @rule(claim=claims)
+    def come_back(self, claim: Claim) -> None:
+        """Whoever lost a claim writes all that it can, and changes nothing."""
+        if self.holder(claim) is not None:
+            return
+        before, stale = self.outbox.rows(), claim.envelope
+        child = Addition(stale.for_receiver("late"), Terms())
+        assert not self.outbox.begin(stale, relay=self.relays[0], now=self.now)
+        assert not self.outbox.complete(stale, result="0", additions=[child], now=self.now)
+        assert self.outbox.fail(stale, give_up, crashed=True, now=self.now) is None
+        assert self.outbox.fail(stale, at(self.now), now=self.now) is None
+        assert not self.outbox.give_back(stale, begun=True, run_at=self.now)
+        assert self.outbox.rows() == before
+
+    # -- what always holds
+
+    @invariant()
+    def the_table_says_what_the_model_says(self) -> None:
+        rows = {row["id"]: row for row in self.outbox.rows()}
+        assert rows.keys() == self.models.keys()  # Nothing is lost but by a purge.
+        for model in self.models.values():
+            row = rows[model.first.id]
+            assert row["state"] in set(DeliveryState)
+            assert (row["state"], row["run_at"]) == (model.state, model.run_at)
+            assert row["attempts"] == len(model.begun)
+            assert row["crashes"] == sum(model.begun)
+            assert row["finished_at"] == model.finished_at
+            assert row["unique_key"] == model.key
+
+    @invariant()
+    def only_what_executes_has_a_holder(self) -> None:
+        for row in self.outbox.rows():
+            claim = self.models[row["id"]].claim
+            holder = (claim.relay, claim.envelope.lease) if claim is not None else (None, None)
+            assert (row["relay"], row["lease"]) == holder
+            assert (row["state"] == "executing") is (claim is not None)
+
+    @invariant()
+    def what_a_relay_holds_is_found_as_it_is(self) -> None:
+        for relay in self.relays:
+            found = {each.envelope.id: each.has_begun for each in self.outbox.held_by(relay)}
+            held = [m for m in self.models.values() if m.claim and m.claim.relay == relay]
+            assert found == {m.first.id: bool(m.claim and m.claim.has_begun) for m in held}
+
+    @invariant()
+    def each_try_is_completed_at_most_once(self) -> None:
+        for model in self.models.values():
+            assert model.completions == (1 if model.state == "completed" else 0)
+
+    # -- the model
+
+    def new(self) -> Envelope:
+        """Return an envelope with the same id when the same story is told again."""
+        return envelope(id=f"delivery-{next(self.numbers):03}")
+
+    @staticmethod
+    def id_of(delivery: Any) -> str:
+        return delivery.envelope.id if isinstance(delivery, Claim) else str(delivery)
+
+    def model(self, delivery: Any) -> Model | None:
+        return self.models.get(self.id_of(delivery))
+
+    def holder(self, claim: Claim) -> Model | None:
+        """Return the delivery that ``claim`` still holds."""
+        model = self.models.get(claim.envelope.id)
+        return model if model is not None and model.claim is claim else None
+
+    def running(self, claim: Claim) -> Model | None:
+        return self.holder(claim) if claim.has_begun else None
+
+    def free(self, model: Model, run_at: float) -> None:
+        model.state, model.run_at, model.claim = "available", run_at, None
+
+    def finish(self, model: Model, state: str, *, keeps_key: bool = False) -> None:
+        model.state, model.finished_at, model.claim = state, self.now, None
+        if not keeps_key:
+            model.key = None
+        parent = model.parent
+        if parent is not None and not any(child.is_unfinished for child in parent.children):
+            parent.key = None
+
+
+@pytest.fixture(scope="module")
+def outbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outbox]:
+    with an_outbox("sqlite", tmp_path_factory.mktemp("life")) as made:
+        yield made
+
+
+@pytest.mark.slow
+def test_a_delivery_is_what_happened_to_it(outbox: Outbox) -> None:
+    class Here(Life):
+        pass
+
+    Here.outbox = outbox
+    run_state_machine_as_test(
+        Here,
+        settings=settings(
+            max_examples=50,
+            stateful_step_count=40,
+            deadline=None,
+            derandomize=os.environ.get("CI") is not None,
+            suppress_health_check=[HealthCheck.too_slow],
+            database=None,
+        ),
+    )

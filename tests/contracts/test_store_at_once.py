@@ -1,0 +1,265 @@
+"""What several connections do at the same time comes out as if one had gone first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from databases import KINDS
+from outboxes import KNOWN, NOW, Outbox, an_outbox, at, envelope, give_up, together
+from sqlalchemy import Connection, create_engine
+
+from async_hooks.delivery import Addition, Terms
+from async_hooks.envelope import Envelope, new_id
+from async_hooks.outbox import store
+from async_hooks.outbox.database import Database
+from async_hooks.outbox.store import Hold
+
+SERVERS = [kind for kind in KINDS if kind != "sqlite"]
+
+Step = Callable[[Connection, Envelope], object]
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def tables(request: pytest.FixtureRequest, tmp_path_factory: Any) -> Iterator[Outbox]:
+    with an_outbox(request.param, tmp_path_factory.mktemp(request.param)) as made:
+        yield made
+
+
+@pytest.fixture
+def outbox(tables: Outbox) -> Outbox:
+    tables.clear()
+    return tables
+
+
+def complete(connection: Connection, held: Envelope) -> object:
+    return store.complete(connection, held, result=None, now=NOW)
+
+
+def discard(connection: Connection, held: Envelope) -> object:
+    return store.fail(connection, held, "no", give_up, now=NOW)
+
+
+def cancel(connection: Connection, held: Envelope) -> object:
+    return store.cancel(connection, held.id, now=NOW)
+
+
+# -- claiming
+
+
+@pytest.mark.parametrize("relays", [2, 8])
+def test_each_row_is_claimed_by_one_and_none_is_left(outbox: Outbox, relays: int) -> None:
+    added = {envelope().id for _ in range(200)}
+    outbox.add(*(envelope(id=each) for each in added))
+
+    def claiming() -> list[Envelope]:
+        claimed: list[Envelope] = []
+        own = outbox.another(patience=30)
+        hold = Hold(new_id(), new_id())
+        # What others have locked just now is skipped: an empty claim is not yet the end.
+        while outbox.database.read(lambda c: store.count(c, ["available"])):
+            claimed += own.write(lambda c: store.claim(c, hold, kinds=KNOWN, limit=7, now=NOW))
+        own.engine.dispose()
+        return claimed
+
+    claimed = [each for found in together(*[claiming] * relays) for each in found]
+    assert len(claimed) == len(added)
+    assert {each.id for each in claimed} == added
+    held = {row["id"]: row["lease"] for row in outbox.rows()}
+    assert held == {each.id: each.lease for each in claimed}
+
+
+def test_a_claim_passes_by_what_another_is_claiming(outbox: Outbox) -> None:
+    first, second = outbox.added(), outbox.added()
+
+    def claim_one(connection: Connection) -> list[str]:
+        hold = Hold(new_id(), new_id())
+        found = store.claim(connection, hold, kinds=KNOWN, limit=1, now=NOW)
+        return [each.id for each in found]
+
+    assert outbox.meanwhile(claim_one, claim_one) == [second.id]
+    assert outbox.claim() == []
+    assert outbox.state(first.id) == "executing"
+
+
+def test_what_is_cancelled_while_it_is_claimed_stays_cancelled(outbox: Outbox) -> None:
+    added = outbox.added()
+
+    def claim_it(connection: Connection) -> object:
+        return store.claim(connection, Hold("relay", "lease"), kinds=KNOWN, limit=1, now=NOW)
+
+    outbox.meanwhile(claim_it, lambda c: cancel(c, added))
+    assert outbox.state(added.id) == "cancelled"
+    assert not outbox.begin(added._replace(lease="lease"))
+
+
+# -- an attempt
+
+
+@pytest.mark.parametrize("second", [complete, discard, cancel])
+@pytest.mark.parametrize("first", [complete, discard, cancel])
+def test_of_two_endings_the_first_counts(outbox: Outbox, first: Step, second: Step) -> None:
+    running = outbox.begun()
+    assert not outbox.meanwhile(lambda c: first(c, running), lambda c: second(c, running))
+    ends = {complete: "completed", discard: "discarded", cancel: "cancelled"}
+    assert outbox.state(running.id) == ends[first]  # type: ignore[index]
+
+
+def test_of_many_who_begin_an_attempt_one_does(outbox: Outbox) -> None:
+    claimed = outbox.claimed()
+    assert sorted(together(*[lambda: outbox.begin(claimed)] * 8)) == [False] * 7 + [True]
+    assert outbox.row(claimed.id)["attempts"] == 1
+
+
+def test_of_many_who_complete_an_attempt_one_does(outbox: Outbox) -> None:
+    running = outbox.begun()
+    child = Addition(running.for_receiver("one"), Terms())
+    done = together(*[lambda: outbox.complete(running, additions=[child])] * 8)
+    assert sorted(done) == [False] * 7 + [True]
+    assert len(outbox.rows()) == 2
+
+
+# -- unique keys
+
+
+def test_of_two_who_want_a_unique_key_the_second_learns_the_firsts_id(outbox: Outbox) -> None:
+    winner, loser = (Addition(envelope(), Terms(unique_key="key")) for _ in range(2))
+    lost = outbox.meanwhile(
+        lambda c: store.add(c, [winner], now=NOW), lambda c: store.add(c, [loser], now=NOW)
+    )
+    assert lost == {loser.envelope.id: winner.envelope.id}
+
+
+def test_of_many_who_want_a_unique_key_one_wins(outbox: Outbox) -> None:
+    wanting = [envelope() for _ in range(8)]
+    lost = together(*(lambda each=each: outbox.add(each, unique_key="key") for each in wanting))
+    [row] = outbox.rows()
+    losers = [each.id for each in wanting if each.id != row["id"]]
+    assert [found for found in lost if found] == [{each: row["id"]} for each in losers]
+
+
+def test_a_unique_key_goes_to_who_waits_for_its_delivery_to_finish(outbox: Outbox) -> None:
+    running, waiting = outbox.begun(unique_key="key"), envelope()
+    addition = Addition(waiting, Terms(unique_key="key"))
+    lost = outbox.meanwhile(
+        lambda c: complete(c, running), lambda c: store.add(c, [addition], now=NOW)
+    )
+    # It came before the other had finished, or after.
+    assert lost in ({}, {waiting.id: running.id})
+    assert (len(outbox.rows()) == 2) is (lost == {})
+
+
+@pytest.mark.parametrize("second", [complete, discard, cancel])
+@pytest.mark.parametrize("first", [complete, discard, cancel])
+def test_two_last_children_at_once_free_their_parents_unique_key(
+    outbox: Outbox, first: Step, second: Step
+) -> None:
+    parent = outbox.begun(unique_key="key")
+    one, two = outbox.split(parent, "one", "two")
+    assert outbox.meanwhile(lambda c: first(c, one), lambda c: second(c, two))
+    assert outbox.key(parent.id) is None
+
+
+def test_many_last_children_at_once_free_their_parents_unique_key(outbox: Outbox) -> None:
+    for _ in range(5):
+        parent = outbox.begun(unique_key="key")
+        one, two = outbox.split(parent, "one", "two")
+        steps: list[Callable[[], object]] = [
+            lambda one=one: outbox.complete(one),  # type: ignore[misc]
+            lambda two=two: outbox.fail(two),  # type: ignore[misc]
+        ]
+        assert all(together(*steps))
+        assert outbox.key(parent.id) is None
+
+
+def test_a_child_that_finishes_while_its_parent_is_cancelled_leaves_no_key(outbox: Outbox) -> None:
+    parent = outbox.begun(unique_key="key")
+    one, two = outbox.split(parent, "one", "two")
+    outbox.meanwhile(lambda c: complete(c, one), lambda c: cancel(c, parent))
+    assert outbox.key(parent.id) is None
+    assert outbox.state(two.id) == "cancelled"
+
+
+# -- an app's own engine, at the isolation that the server sets
+
+
+@pytest.fixture
+def app_database(outbox: Outbox) -> Iterator[Database]:
+    """The database as an app's engine has it: at the server's own isolation."""
+    engine = create_engine(outbox.url)
+    yield Database(lambda: engine)
+    engine.dispose()
+
+
+@pytest.mark.parametrize("tables", SERVERS, indirect=True)
+def test_a_transaction_that_has_read_frees_the_key_with_the_last_child(
+    outbox: Outbox, app_database: Database
+) -> None:
+    parent = outbox.begun(unique_key="key")
+    one, two = outbox.split(parent, "one", "two")
+    with app_database.engine.connect() as connection:
+        store.counts(connection)  # As a receiver reads in the app's session.
+        outbox.complete(one)
+        assert complete(connection, two)
+        connection.commit()
+    assert outbox.key(parent.id) is None
+
+
+@pytest.mark.parametrize("tables", SERVERS, indirect=True)
+def test_a_transaction_that_has_read_learns_the_winner_of_a_unique_key(
+    outbox: Outbox, app_database: Database
+) -> None:
+    loser = Addition(envelope(), Terms(unique_key="key"))
+    with app_database.engine.connect() as connection:
+        store.counts(connection)
+        winner = outbox.added(unique_key="key")
+        lost = store.add(connection, [loser], now=NOW)
+        connection.commit()
+    assert lost == {loser.envelope.id: winner.id}
+
+
+# -- looking after them
+
+
+def test_two_purges_at_once_delete_each_row_once(
+    outbox: Outbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "BATCH", 5)
+    for _ in range(8):
+        outbox.complete(outbox.begun())
+    assert outbox.meanwhile(lambda c: store.purge(c, before=NOW + 1), lambda c: purge(c)) == 3
+    assert outbox.rows() == []
+
+
+def purge(connection: Connection) -> int:
+    return store.purge(connection, before=NOW + 1)
+
+
+def test_a_purge_and_a_retry_at_once_leave_it_whole_or_gone(outbox: Outbox) -> None:
+    running = outbox.begun()
+    outbox.complete(running)
+    purged = outbox.meanwhile(lambda c: store.retry(c, running.id, now=NOW), purge)
+    assert [row["state"] for row in outbox.rows()] == ["available"]
+    assert purged == 0
+
+
+def test_two_who_pause_a_queue_at_once_both_have(outbox: Outbox) -> None:
+
+    def pause(connection: Connection) -> None:
+        store.pause(connection, "mail", now=NOW)
+
+    outbox.meanwhile(pause, pause)
+    assert outbox.database.read(store.paused) == ["mail"]
+
+
+def test_two_who_bury_a_relay_at_once_count_one_crash(outbox: Outbox) -> None:
+    running = outbox.begun()
+    [orphan] = outbox.held_by("relay")
+
+    def bury(connection: Connection) -> object:
+        return store.fail(connection, orphan.envelope, "died", at(NOW), crashed=True, now=NOW)
+
+    assert outbox.meanwhile(bury, bury) is None
+    row = outbox.row(running.id)
+    assert (row["state"], row["attempts"], row["crashes"]) == ("available", 1, 1)
