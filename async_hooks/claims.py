@@ -472,6 +472,7 @@ class Claims:
                 else:
                     self._ledger.give_back([orphan.envelope])
         self._ledger.sign_off(relay)
+        self._ledger.me.lifeline.forget(relay)
         self.wake()
 
     def _purge(self) -> bool:

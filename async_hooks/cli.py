@@ -179,6 +179,9 @@ def status(as_json: bool) -> None:
     late = health.oldest_due
     relays = [
         {
+            "name": relay.name,
+            "queues": relay.queues,
+            "deliveries": relay.deliveries,
             "host": relay.host,
             "pid": relay.pid,
             "is_alive": relay.is_alive,
@@ -281,12 +284,15 @@ def _status_in_words(found: dict[str, Any]) -> str:
 def _relay_in_words(relay: dict[str, Any]) -> list[str]:
     alive = relay["is_alive"]
     since = f"since {_to_the_second(relay['started_at'])}"
+    queues = f"queues {', '.join(relay['queues'])}" if relay["queues"] else "all queues"
     said = f"trouble: {relay['trouble']}" if relay["trouble"] else ""
     return [
         f"  {relay['host']}",
         f"pid {relay['pid']}",
         "alive" if alive else "dead",
         since if alive else f"seen  {_to_the_second(relay['seen_at'])}",
+        f"worker {relay['name']}: {queues}" if relay["name"] else "",
+        f"runs {', '.join(relay['deliveries'])}" if relay["deliveries"] else "",
         said,
     ]
 

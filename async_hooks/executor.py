@@ -143,7 +143,7 @@ def begin(run: Run) -> Verdict | None:
     try:
         begun = ledger.begin(envelope)
     except OutboxUnavailable as error:
-        return Verdict(Outcome.BUSY, str(error))
+        return Verdict(Outcome.UNWRITTEN, str(error))
     if not begun:
         return Verdict(Outcome.REPLAYED, "This attempt began before, or another took its place.")
     return None

@@ -45,7 +45,7 @@ def keep(run: Run, ledger: Ledger) -> None:
             emit(task_failed, run.state.app, envelope=run.envelope, exception=error)
         elif additions or ledger.joins:
             # What it launched, or wrote, is not there: it has to run again.
-            run.verdict = Verdict(Outcome.BUSY, str(error))
+            run.verdict = Verdict(Outcome.UNWRITTEN, str(error))
 
 
 def _complete(run: Run, ledger: Ledger, additions: list[Any]) -> None:

@@ -8,12 +8,18 @@ from __future__ import annotations
 
 import os
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 
 from .shared_folder import place_of, shared_folder
 
 if sys.platform != "win32":
     import fcntl
+
+
+#: Seconds after which nobody waits for a dead relay any more.
+_LONG = 3600.0
 
 
 class Lifeline:
@@ -31,6 +37,7 @@ class Lifeline:
             self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self.place = place_of(self._folder)
+            _sweep(self._folder)
         except OSError:
             self._folder = None
 
@@ -47,12 +54,25 @@ class Lifeline:
         path = self._folder / f"relay-{relay_id}"
         return path.exists() and not _is_released(path)
 
+    def forget(self, relay_id: str) -> None:
+        """Remove what a dead relay left, once nobody needs to know any more."""
+        if self._folder is not None:
+            (self._folder / f"relay-{relay_id}").unlink(missing_ok=True)
+
     def end(self) -> None:
         if self._path is not None:
             self._path.unlink(missing_ok=True)
         if self._file is not None:
             os.close(self._file)
             self._file = None
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what the long dead left, whom others may have buried."""
+    for path in folder.glob("relay-*"):
+        with suppress(OSError):
+            if time.time() - path.stat().st_mtime > _LONG and _is_released(path):
+                path.unlink()
 
 
 def has_ended(name: str, relay_id: str, place: str | None) -> bool:
@@ -67,7 +87,7 @@ def has_ended(name: str, relay_id: str, place: str | None) -> bool:
 
 
 def _is_released(path: Path) -> bool:
-    """Tell whether nobody holds ``path`` any more; its file is of no use then."""
+    """Tell whether nobody holds ``path`` any more."""
     try:
         file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except OSError:  # Removed, by whomever: that says nothing about its owner.
@@ -77,7 +97,6 @@ def _is_released(path: Path) -> bool:
     except OSError:
         return False
     else:
-        path.unlink(missing_ok=True)
         return True
     finally:
         os.close(file)

@@ -43,6 +43,7 @@ RULES: dict[str, Rule] = {
     Outcome.UNKNOWN: Rule(Then.PARK),
     Outcome.INTERCEPTED: Rule(Then.WAIT, slows=True),
     Outcome.BUSY: Rule(Then.WAIT, slows=True),
+    Outcome.UNWRITTEN: Rule(Then.WAIT, slows=True),
     Outcome.EXPIRED: Rule(Then.WAIT, slows=True),
     Outcome.REPLAYED: Rule(Then.WATCH),
     "timeout": Rule(Then.RETRY, "an attempt", slows=True),

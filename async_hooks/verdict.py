@@ -16,6 +16,8 @@ class Outcome(StrEnum):
     REPLAYED = "replayed"
     EXPIRED = "expired"
     BUSY = "busy"
+    #: The outbox could not be written: the attempt came to nothing.
+    UNWRITTEN = "unwritten"
 
 
 #: The endpoint's HTTP status for each outcome; an intercepted run keeps the interceptor's own.
@@ -29,6 +31,7 @@ STATUS = {
     Outcome.REPLAYED: 409,
     Outcome.EXPIRED: 410,
     Outcome.BUSY: 503,
+    Outcome.UNWRITTEN: 503,
 }
 
 #: Of an error's text, so many characters travel in a verdict.

@@ -66,7 +66,11 @@ class Ending(IntEnum):
     MORE = 83
 
 
-_EXIT_CODES = {Ending.DONE: OK, Ending.FAILED: FAILED, Ending.UNFIT: UNFIT}
+_EXIT_CODES: dict[int, int] = {
+    Ending.DONE: OK,
+    Ending.FAILED: FAILED,
+    Ending.UNFIT: UNFIT,
+}
 
 
 class Options(NamedTuple):

@@ -1520,7 +1520,7 @@ def test_a_database_that_is_busy_at_the_end_keeps_nothing_and_burns_no_attempt(
         shop.receive(receiver)
         shop.app.config["BUSY"] = True
         [verdict] = shop.work(then=lambda: other.execute("ROLLBACK"))
-        assert verdict.outcome is Outcome.BUSY
+        assert verdict.outcome is Outcome.UNWRITTEN
         assert (shop.orders(), states(shop)) == ([], [(DeliveryState.AVAILABLE, 0)])
         shop.app.config["BUSY"] = False
         shop.work()

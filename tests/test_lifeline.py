@@ -81,6 +81,8 @@ def test_the_line_of_a_killed_process_has_ended(observer: Lifeline) -> None:
         process.kill()
         process.wait(30)
         assert observer.has_ended("other", place)
+        assert observer.has_ended("other", place)  # Whoever asks takes nobody's sight.
+        observer.forget("other")
         assert not line_of("other").exists()
 
 

@@ -38,9 +38,15 @@ class Health:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RelaySeen:
-    """A process that relays, as it was last seen."""
+    """A process that relays, as it was last seen, and what it executes, by id.
+
+    ``name`` and ``queues`` are a worker's; a web process has no name. No queues means all.
+    """
 
     id: str
+    name: str
+    queues: list[str]
+    deliveries: list[str]
     host: str
     pid: int
     started_at: datetime
@@ -256,14 +262,19 @@ class Outbox:
 
     def relays(self) -> list[RelaySeen]:
         """Return the processes that relay, or died and were not yet missed."""
-        return [self._seen(relay) for relay in self._ledger.database.read(store.all_relays)]
+        relays = self._ledger.database.read(store.all_relays)
+        executing = self._ledger.database.read(store.executing) if relays else {}
+        return [self._seen(relay, executing.get(relay.id, [])) for relay in relays]
 
-    def _seen(self, relay: Seen) -> RelaySeen:
+    def _seen(self, relay: Seen, executing: list[str]) -> RelaySeen:
         lease = state_of(self._app).config.lease
         silent = self._ledger.now() - relay.seen_at > 2 * lease
         ended = has_ended(self._ledger.name, relay.id, relay.place)
         return RelaySeen(
             id=relay.id,
+            name=relay.name,
+            queues=relay.queues.split(),
+            deliveries=executing,
             host=relay.host,
             pid=relay.pid,
             started_at=_moment(relay.started_at),

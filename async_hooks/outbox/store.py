@@ -609,6 +609,20 @@ def all_relays(connection: Connection) -> list[Seen]:
     return [Seen(*row) for row in connection.execute(select(relays).order_by(relays.c.id))]
 
 
+def executing(connection: Connection) -> dict[str, list[str]]:
+    """Return the ids of what runs, not only claimed, by relay: the first of them, if many."""
+    found = connection.execute(
+        select(_d.relay, _d.id)
+        .where(_d.state == DeliveryState.EXECUTING, _d.started_at.is_not(None))
+        .order_by(_d.started_at, _d.id)
+        .limit(BATCH)
+    )
+    ids: dict[str, list[str]] = {}
+    for relay, delivery_id in found:
+        ids.setdefault(relay, []).append(delivery_id)
+    return ids
+
+
 def sign_off(connection: Connection, relay: str) -> None:
     connection.execute(delete(relays).where(relays.c.id == relay))
 
