@@ -102,7 +102,7 @@ class Run:
 
     def _split(self, receivers: Mapping[str, Any]) -> None:
         for name in receivers:
-            if not is_text(name, 255):
+            if self.state.ledger is not None and not is_text(name, 255):
                 raise AsyncHooksError(
                     f"The receiver's name {name!r} is no text of up to 255 characters. "
                     "Give it one with hooks.receiver(…, name=…)."

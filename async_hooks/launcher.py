@@ -22,7 +22,17 @@ from .registry import Owned, Registry
 from .signals import emit, task_failed, task_launched
 from .snapshot import plain, snapshot
 from .state import KEY, State, state_of
-from .task import AsyncTask, Auth, SkipTask, Wishes, admits, check_queue, check_seconds, ref_of
+from .task import (
+    AsyncTask,
+    Auth,
+    SkipTask,
+    Wishes,
+    admits,
+    check_queue,
+    check_seconds,
+    is_text,
+    ref_of,
+)
 
 logger = logging.getLogger("async_hooks")
 
@@ -247,6 +257,8 @@ def _terms(task: type[AsyncTask], envelope: Envelope, wishes: Wishes) -> Terms:
 
     :raises ConfigError: for a wish that can't be had.
     """
+    if not is_text(task.name, 255):
+        raise ConfigError(f"{task.name!r}: an outbox keeps names of up to 255 characters.")
     delay = check_seconds(wishes.delay or task.delay, task.name, "delay", or_none_at_all=True)
     queue = task.queue if wishes.queue is None else wishes.queue
     check_queue(queue, task.name)

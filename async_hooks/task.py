@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
@@ -238,8 +239,10 @@ def ref_of(task: type[AsyncTask], envelope: Envelope) -> str | None:
 
 
 def is_text(value: Any, longest: int) -> bool:
-    """Tell whether ``value`` is text that every database takes."""
-    return isinstance(value, str) and len(value) <= longest and value.isprintable()
+    """Tell whether ``value`` is text that every database takes: no NUL, no half characters."""
+    if not isinstance(value, str) or len(value) > longest:
+        return False
+    return re.search("[\0\ud800-\udfff]", value) is None
 
 
 def exponential(failures: int) -> float:
@@ -278,8 +281,6 @@ def check(task: type[AsyncTask]) -> None:
         )
     if isinstance(task.priority, bool) or not isinstance(task.priority, int):
         raise ConfigError(f"{where!r}: expected 'priority' to be an int, got: {task.priority!r}")
-    if not is_text(task.name, 255):
-        raise ConfigError(f"{where!r}: expected 'name' to be text of up to 255 characters.")
     check_timeout(task.timeout, where)
     checked_aliases(task.aliases, where)
     check_seconds(task.delay, where, "delay", or_none_at_all=True)

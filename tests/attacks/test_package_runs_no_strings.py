@@ -22,6 +22,9 @@ METHODS = {
     "import_module", "load_source", "Popen",
 }  # fmt: skip
 
+#: The worker starts itself anew, with the very arguments that it was started with.
+MEANT = {"worker.py": {"posix_spawn"}}
+
 
 def offences(source: str) -> Iterator[str]:
     """Name what of ``source`` runs strings, with its line."""
@@ -50,7 +53,8 @@ def _names(node: ast.AST) -> Iterator[str]:
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
 def test_nothing_in_it_runs_strings(path: Path) -> None:
-    assert list(offences(path.read_text())) == []
+    found = {offence.partition(",")[0] for offence in offences(path.read_text())}
+    assert found == MEANT.get(path.name, set())
 
 
 def test_all_of_it_is_looked_at() -> None:
