@@ -20,6 +20,10 @@ _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _HEADER_TEXT = re.compile(r"[ -~\x80-\xff]*")
 
 
+#: Seconds of the longest time that anything here may take or wait: ten years.
+LONGEST = 3650 * 24 * 3600.0
+
+
 class _Wrong(ValueError):
     """What was expected instead; becomes a ConfigError that names the key.
 
@@ -38,7 +42,7 @@ def seconds(value: Any, *, or_none_at_all: bool = False) -> float:
     """
     if isinstance(value, timedelta):
         value = value.total_seconds()
-    if _is_number(value) and (value > 0 or (value == 0 and or_none_at_all)):
+    if _is_number(value) and (0 < value <= LONGEST or (value == 0 and or_none_at_all)):
         return float(value)
     raise _Wrong(
         "a number of seconds, 0 or more" if or_none_at_all else "a positive number of seconds"

@@ -230,7 +230,8 @@ def at_teardown(error: BaseException | None) -> None:
         keep(run, run.state.ledger)
     if run.verdict.outcome is Outcome.COMPLETED:
         emit(task_succeeded, app, envelope=envelope, result=run.result)
-        finish(run)
+        if run.verdict.is_kept or envelope.lease is None:
+            finish(run)
 
 
 def _verdict_on(error: BaseException) -> Verdict:

@@ -16,15 +16,13 @@ from .verdict import Verdict
 class Held:
     """A delivery that this process has claimed. Times are the monotonic clock's.
 
-    ``is_ready`` says that its row is there and its response is gone; ``set_out_at`` is when a
-    sender took it, None while it waits.
+    ``set_out_at`` is when a sender took it, None while it waits.
     """
 
-    __slots__ = ("envelope", "is_ready", "set_out_at", "since")
+    __slots__ = ("envelope", "set_out_at", "since")
 
-    def __init__(self, envelope: Envelope, *, is_ready: bool) -> None:
+    def __init__(self, envelope: Envelope) -> None:
         self.envelope = envelope
-        self.is_ready = is_ready
         self.since = time.monotonic()
         self.set_out_at: float | None = None
 
@@ -43,12 +41,16 @@ class Ended(NamedTuple):
     verdict: Verdict
 
 
-class InHand:
-    """This process, as the outbox knows it, and what it has in hand, by delivery id.
+#: A delivery's id and the lease of one claim: of one delivery, several attempts may run here.
+Key = tuple[str, str | None]
 
-    ``held`` is what its relay claimed and has not settled, ``running`` what runs here now,
-    ``ended`` what ran here and may still wait for the relay, here or elsewhere, that sent it.
-    Any thread may change them: each change is a single step of a dict.
+
+class InHand:
+    """This process, as the outbox knows it, and what it has in hand.
+
+    ``held`` is what its relay claimed and has not settled, by id; ``running`` what runs here now,
+    and ``ended`` what ran here and may still wait for the relay, here or elsewhere, that sent it,
+    by claim. Any thread may change them: each change is a single step of a dict.
     """
 
     def __init__(self, name: str) -> None:
@@ -56,8 +58,8 @@ class InHand:
         self.pid = os.getpid()
         self._name = name
         self.held: dict[str, Held] = {}
-        self.running: dict[str, Running] = {}
-        self.ended: dict[str, Ended] = {}
+        self.running: dict[Key, Running] = {}
+        self.ended: dict[Key, Ended] = {}
         #: Set while a relay beats for this process: only then does it answer for what it runs.
         self.is_beating = threading.Event()
 
@@ -65,3 +67,23 @@ class InHand:
     def lifeline(self) -> Lifeline:
         """This process' lifeline, held from the moment that a relay first asks for it."""
         return Lifeline(self._name, self.relay_id)
+
+    @staticmethod
+    def key(envelope: Envelope) -> Key:
+        return envelope.id, envelope.lease
+
+    def runs(self, envelope: Envelope) -> bool:
+        """Tell whether this very attempt runs here."""
+        return self.key(envelope) in self.running
+
+    def has_in_hand(self, envelope: Envelope) -> bool:
+        """Tell whether somebody here holds or runs what this claim is of."""
+        return envelope.id in self.held or self.runs(envelope)
+
+    def ended_of(self, envelope: Envelope) -> Ended | None:
+        return self.ended.get(self.key(envelope))
+
+    def abandon(self) -> None:
+        """In a forked child: let go of the lifeline, which is its parent's."""
+        if "lifeline" in self.__dict__:
+            self.lifeline.abandon()

@@ -39,8 +39,8 @@ def keep(run: Run, ledger: Ledger) -> None:
         logger.error("What envelope %s did could not be written: %s", run.envelope.id, error)
         if not (completed and is_delivery):
             return
-        if ledger.joins and not isinstance(error, OutboxUnavailable):
-            # The app's own commit failed: that is the attempt's failure.
+        if not isinstance(error, OutboxUnavailable):
+            # The app's own commit failed, or what it launched is refused: the attempt's failure.
             run.fail(error)
             emit(task_failed, run.state.app, envelope=run.envelope, exception=error)
         elif additions or ledger.joins:

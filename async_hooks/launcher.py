@@ -12,7 +12,7 @@ from typing import Any
 from flask import Flask, current_app
 
 from .config import Config
-from .context import current_run, origin
+from .context import RunningTask, current_run, origin
 from .delivery import Addition, Terms
 from .envelope import Envelope, new_id
 from .errors import AsyncHooksError, ConfigError, DataError, DepthExceeded, OutboxUnavailable
@@ -28,6 +28,7 @@ from .task import (
     SkipTask,
     Wishes,
     admits,
+    check_priority,
     check_queue,
     check_seconds,
     is_text,
@@ -123,8 +124,8 @@ class Launcher:
                 f"Task {task.name!r} was dispatched in the fresh request of another, outside its "
                 "run_action. Dispatch it where async_hooks.current_envelope is false."
             )
-        if priority is not None and type(priority) is not int:
-            raise ConfigError(f"expected 'priority' to be an int, got: {priority!r}")
+        if priority is not None:
+            check_priority(priority, task.name)
         if user is None:
             user = _visitor(state, task)
         if not admits(task.auth_level, anonymous=user is None):
@@ -200,7 +201,7 @@ def _launch(state: State, addition: Addition) -> str:
     run = current_run.get(None)
     if state.ledger.joins or run is not None:
         if terms.unique_key is not None:
-            winner = state.ledger.unfinished(terms.unique_key)
+            winner = _own(run, terms.unique_key) or state.ledger.unfinished(terms.unique_key)
             if winner is not None:
                 return winner
         # Kept when the app's transaction commits, or with the run's completion.
@@ -214,6 +215,13 @@ def _launch(state: State, addition: Addition) -> str:
             return winner
     emit(task_launched, state.app, envelope=envelope)
     return envelope.id
+
+
+def _own(run: RunningTask | None, unique_key: str) -> str | None:
+    """Return the id of what this run has launched under ``unique_key``."""
+    launched = run.additions if run is not None else ()
+    same = (each.envelope.id for each in launched if each.terms.unique_key == unique_key)
+    return next(same, None)
 
 
 def keep(state: State, additions: Sequence[Addition]) -> Mapping[str, str]:
@@ -232,7 +240,7 @@ def keep(state: State, additions: Sequence[Addition]) -> Mapping[str, str]:
         lost = state.ledger.add(additions, lease=leased.lease if leased is not None else None)
     except OutboxUnavailable as error:
         if leased is not None:
-            state.relay.release(leased.id)
+            state.relay.release(leased)
         if state.config.outbox_down is None:
             raise
         logger.error("What is launched now goes unkept, by loopback: %s", one_line(error))
@@ -242,7 +250,7 @@ def keep(state: State, additions: Sequence[Addition]) -> Mapping[str, str]:
     if leased is None:
         wake(state.app)
     elif leased.id in lost:
-        state.relay.release(leased.id)
+        state.relay.release(leased)
     else:
         state.launcher.hand_over(leased)
     return lost

@@ -59,12 +59,16 @@ class Lifeline:
         if self._folder is not None:
             (self._folder / f"relay-{relay_id}").unlink(missing_ok=True)
 
-    def end(self) -> None:
-        if self._path is not None:
-            self._path.unlink(missing_ok=True)
+    def abandon(self) -> None:
+        """Close it without ending it: a forked child's copy would outlive its parent."""
         if self._file is not None:
             os.close(self._file)
             self._file = None
+
+    def end(self) -> None:
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
+        self.abandon()
 
 
 def _sweep(folder: Path) -> None:

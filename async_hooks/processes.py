@@ -16,8 +16,10 @@ class PerProcess(Generic[T]):
     There is no lock that a fork could copy locked: of several values made at once, one wins.
     """
 
-    def __init__(self, make: Callable[[], T]) -> None:
+    def __init__(self, make: Callable[[], T], abandon: Callable[[T], None] | None = None) -> None:
+        """``abandon`` is called in a forked child with its parent's value."""
         self._make = make
+        self._abandon = abandon
         self._values: dict[int, T] = {}
         self._inherited: list[dict[int, T]] = []
         _all.add(self)
@@ -33,6 +35,9 @@ class PerProcess(Generic[T]):
     def forget(self) -> None:
         # Kept, but out of reach: the end of a parent's connection, as an object, would close it.
         self._inherited.append(self._values)
+        if self._abandon is not None:
+            for value in self._values.values():
+                self._abandon(value)
         self._values = {}
 
 

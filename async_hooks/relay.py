@@ -90,10 +90,10 @@ class Relay:
         """Return ``envelope`` with a lease, to be carried by this process; None without room."""
         return self._claims.reserve(envelope, queue) if self._claims is not None else None
 
-    def release(self, envelope_id: str) -> None:
+    def release(self, envelope: Envelope) -> None:
         """Give up the place that was reserved."""
         if self._claims is not None:
-            self._claims.release(envelope_id)
+            self._claims.release(envelope)
 
     def put(self, envelope: Envelope) -> None:
         """Take ``envelope`` over; when the queue is full, run it here, or drop it loudly."""
@@ -199,7 +199,7 @@ class Relay:
         except BaseException as error:
             logger.exception("The relay failed on envelope %s.", envelope.id)
             if envelope.lease is not None:  # The table will show that nobody has it in hand.
-                self.release(envelope.id)
+                self.release(envelope)
             else:
                 self._fail(envelope, TransportError(f"{type(error).__name__}: {error}"))
         finally:
@@ -300,7 +300,7 @@ class Immediate:
     def reserve(self, envelope: Envelope, queue: str) -> Envelope | None:
         return None
 
-    def release(self, envelope_id: str) -> None: ...
+    def release(self, envelope: Envelope) -> None: ...
 
     def wake(self) -> None: ...
 

@@ -56,6 +56,13 @@ RULES: dict[str, Rule] = {
 ELSE = Rule(Then.RETRY, "an attempt", slows=True)
 
 
+#: The process that ran it died, and only others say so.
+DIED = RULES["connection-broken"]
+
+#: Its time is up, and nobody said what became of it.
+UNTOLD = RULES["timeout"]
+
+
 def rule_for(ending: Verdict | TransportError | None) -> Rule:
     """Return what ``ending`` means; None is a transport that will not know."""
     if ending is None:

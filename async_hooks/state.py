@@ -44,7 +44,7 @@ class Relay(Protocol):
         """Return ``envelope`` with a lease, to be carried by this process; None without room."""
         ...
 
-    def release(self, envelope_id: str) -> None:
+    def release(self, envelope: Envelope) -> None:
         """Give up the place that was reserved."""
         ...
 

@@ -45,11 +45,14 @@ class SkipTask(Exception):
 
 
 class Retry(Exception):
-    """Raised by a receiver or ``run_action``: try again, after so many seconds if given."""
+    """Raised by a receiver or ``run_action``: try again, after so many seconds if given.
+
+    :raises ValueError: where it is made, if ``after`` is no time.
+    """
 
     def __init__(self, message: str = "", *, after: float | timedelta | None = None) -> None:
         super().__init__(message)
-        self.after = after.total_seconds() if isinstance(after, timedelta) else after
+        self.after = None if after is None else seconds(after, or_none_at_all=True)
 
 
 class Discard(Exception):
@@ -279,8 +282,7 @@ def check(task: type[AsyncTask]) -> None:
         raise ConfigError(
             f"{where!r}: expected 'auth_level' to be an Auth, got: {task.auth_level!r}"
         )
-    if isinstance(task.priority, bool) or not isinstance(task.priority, int):
-        raise ConfigError(f"{where!r}: expected 'priority' to be an int, got: {task.priority!r}")
+    check_priority(task.priority, where)
     check_timeout(task.timeout, where)
     checked_aliases(task.aliases, where)
     check_seconds(task.delay, where, "delay", or_none_at_all=True)
@@ -308,6 +310,13 @@ def check_max_attempts(value: Any, where: str) -> None:
     if value is not None and (type(value) is not int or value < 1):
         raise ConfigError(
             f"{where!r}: expected 'max_attempts' to be a positive whole number, got: {value!r}"
+        )
+
+
+def check_priority(value: Any, where: str) -> None:
+    if type(value) is not int or abs(value) > 1_000_000:
+        raise ConfigError(
+            f"{where!r}: expected 'priority' to be an int, up to a million, got: {value!r}"
         )
 
 

@@ -78,7 +78,9 @@ class Process:
             lambda: engine_for(f"sqlite:///{shop.path}", shop.path.parent, synchronous="NORMAL"),
             patience=0.05,
         )
-        self.ledger = Ledger(f"shop {shop.path}", database)
+        self.ledger = Ledger(
+            f"shop {shop.path}", database, now=lambda: time.time() + shop.clock.at - 1000
+        )
         config = state_of(shop.app).config
         self.claims = Claims(
             shop.app, config, self.ledger, take=self.taken.append, clock=shop.clock
@@ -87,7 +89,7 @@ class Process:
     def turn(self) -> list[Envelope]:
         """Take one turn of the loop, and return what it claimed."""
         before = len(self.taken)
-        self.claims._turn(self.claims._loop.get())
+        self.claims._turn(self.claims._notes.get())
         return self.taken[before:]
 
     def beat(self, shop: Shop) -> None:
@@ -129,7 +131,7 @@ def test_a_completed_attempt_is_written_once_by_whoever_knows(shop: Shop) -> Non
         (Verdict(Outcome.RETRY, "no", after=5), True, 1, 0),
         (Verdict(Outcome.INTERCEPTED, "no"), True, 0, 0),
         (Verdict(Outcome.BUSY, "no"), False, 0, 0),
-        (Verdict(Outcome.BUSY, "no"), True, 0, 0),
+        (Verdict(Outcome.UNWRITTEN, "no"), True, 0, 0),
         (Verdict(Outcome.EXPIRED, "no"), False, 0, 0),
         (Verdict(Outcome.UNKNOWN, "no"), True, 0, 0),
         (Unreachable("no"), False, 0, 0),
@@ -378,7 +380,7 @@ def test_a_run_whose_sender_is_gone_is_settled_by_its_own_process(shop: Shop) ->
     with shop.app.app_context():
         assert shop.hooks.outbox.counts()["executing"] == 1
     [envelope] = executor.taken
-    executor.claims.release(envelope.id)  # Another process had claimed and posted it …
+    executor.claims.release(envelope)  # Another process had claimed and posted it …
     assert executor.ledger.begin(envelope)
     executor.ledger.end(envelope, Verdict(Outcome.DISCARDED, "never again"))  # … and died.
     executor.beat(shop)
@@ -407,13 +409,12 @@ def test_a_run_that_takes_too_long_here_is_failed_and_keeps_running(
     process = shop.process()
     [envelope] = process.turn()
     process.ledger.begin(envelope)
-    began = process.ledger.me.running[launched].since
-    process.ledger.me.running[launched] = process.ledger.me.running[launched]._replace(
-        since=began - 13
-    )
+    me = process.ledger.me
+    run = me.running[me.key(envelope)]
+    me.running[me.key(envelope)] = run._replace(since=run.since - 13)
     process.turn()
     assert shop.delivery(launched).error == "It ran for more than 12 seconds."
-    assert launched in process.ledger.me.running
+    assert me.runs(envelope)
 
 
 def test_a_cut_connection_does_not_end_a_run_whose_process_lives(shop: Shop) -> None:
@@ -444,6 +445,74 @@ def test_a_cut_connection_whose_process_died_is_a_crash_a_moment_later(shop: Sho
     assert shop.delivery(launched).crashes == 1
 
 
+def test_cut_connections_bury_nobody(shop: Shop) -> None:
+    launched = shop.launch(3)
+    sender, executor = shop.process(), shop.process()
+    executor.turn()
+    executor.claims.give_back(executor.taken)
+    for envelope in sender.turn():
+        assert executor.ledger.begin(envelope)
+        sender.claims.settle(envelope, ConnectionBroken("a proxy went away"))
+        sender.turn()
+    assert [shop.delivery(each).crashes for each in launched] == [0, 0, 0]
+
+
+def test_a_delivery_that_never_begins_keeps_no_other_waiting(shop: Shop) -> None:
+    launched = shop.launch(3)
+    process = shop.process()
+    began: set[str] = set()
+    for _ in range(60):
+        shop.clock.at += 61
+        for envelope in process.turn():
+            if envelope.id == launched[0]:
+                process.claims.settle(envelope, Verdict(Outcome.INTERCEPTED, "403"))
+            else:
+                began.add(envelope.id)
+                begin_elsewhere(process, envelope)
+                process.claims.settle(envelope, DONE)
+        if len(began) == 2:
+            return
+    raise AssertionError(began)
+
+
+def test_a_repeated_post_leaves_the_run_alone(shop: Shop) -> None:
+    [launched] = shop.launch()
+    process = shop.process()
+    [envelope] = process.turn()
+    assert process.ledger.begin(envelope)
+    assert not process.ledger.begin(envelope)
+    process.claims.release(envelope)
+    for _ in range(3):
+        process.beat(shop)
+    assert shop.delivery(launched).state is DeliveryState.EXECUTING
+    assert process.ledger.complete(envelope, None)
+
+
+def test_the_end_of_a_zombie_leaves_the_next_attempt_alone(shop: Shop) -> None:
+    [launched] = shop.launch()
+    process = shop.process()
+    [zombie] = process.turn()
+    assert process.ledger.begin(zombie)
+    process.claims.settle(zombie, TimedOut("no"))
+    with shop.app.app_context():
+        assert shop.hooks.outbox.retry(launched)
+    [again] = process.turn()
+    assert process.ledger.begin(again)
+    process.ledger.end(zombie, Verdict(Outcome.FAILED, "late"))
+    assert process.ledger.me.runs(again)
+    process.claims.release(zombie)
+    assert process.ledger.me.held
+
+
+def test_an_answer_given_before_an_attempt_says_nothing_of_one_that_runs(shop: Shop) -> None:
+    [launched] = shop.launch()
+    process = shop.process()
+    [envelope] = process.turn()
+    assert process.ledger.begin(envelope)
+    process.claims.settle(envelope, Verdict(Outcome.BUSY, "a copy of it came too late"))
+    assert shop.delivery(launched).state is DeliveryState.EXECUTING
+
+
 def test_a_spoilt_row_is_discarded_and_kept(shop: Shop) -> None:
     spoilt, sound = shop.launch(2)
     with closing(sqlite3.connect(shop.path)) as connection:
@@ -465,7 +534,7 @@ def test_a_bug_of_ours_pauses_the_loop_and_shows(
     calls = 0
     claim = process.ledger.claim
 
-    def broken(*args: Any) -> list[Envelope]:
+    def broken(*args: Any) -> tuple[list[Envelope], float | None]:
         nonlocal calls
         calls += 1
         if calls == 1:
@@ -485,10 +554,10 @@ def test_a_bug_of_ours_pauses_the_loop_and_shows(
 def test_the_loop_sleeps_no_longer_than_until_the_next_is_due(shop: Shop) -> None:
     process = shop.process()
     process.turn()
-    assert process.claims._loop.get().next_due == 1.0
+    assert process.claims._notes.get().next_due == 1.0
     shop.launch(delay=0.5)
     process.turn()
-    assert 0 < process.claims._loop.get().next_due <= 0.5
+    assert 0 < process.claims._notes.get().next_due <= 0.5
 
 
 def test_old_deliveries_are_purged_by_the_loop(tmp_path: Path, action: str) -> None:

@@ -239,6 +239,21 @@ def test_status_shows_all_five_states_and_what_is_parked(anywhere: Shop) -> None
     ]
 
 
+def test_status_shows_a_workers_name_queues_and_what_it_runs(anywhere: Shop) -> None:
+    anywhere.run("init-db")
+    me = anywhere.ledger.me
+    anywhere.ledger.beat(None, name="night shift", queues=["a", "b"])
+    running, claimed, _ = (anywhere.add() for _ in range(3))
+    anywhere.set(running, claimed, state="executing", relay=me.relay_id, lease="x")
+    anywhere.set(running, started_at=1e9)
+    [relay] = anywhere.json("status")["relays"]
+    assert (relay["name"], relay["queues"]) == ("night shift", ["a", "b"])
+    assert relay["deliveries"] == [running]
+    text = anywhere.run("status").output
+    assert f"  worker night shift: queues a, b  runs {running}\n" in text
+    me.lifeline.end()
+
+
 def test_status_shows_the_relays_and_their_trouble(shop: Shop) -> None:
     shop.run("init-db")
     shop.ledger.beat("No address\nis known.")

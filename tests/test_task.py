@@ -17,6 +17,7 @@ from async_hooks import (
     ConfigError,
     NoAppContext,
     OutboxRequired,
+    Retry,
     async_signal,
 )
 
@@ -124,6 +125,12 @@ def test_a_receiver_with_retries_needs_an_outbox() -> None:
     later.receiver("a", name="news", backoff=lambda failures: 1)(print)
     with pytest.raises(OutboxRequired, match="'backoff' of receiver 'news'"):
         later.init_app(plain_app())
+
+
+@pytest.mark.parametrize("after", ["soon", -1, float("inf"), float("nan"), 1e12])
+def test_a_retry_after_no_time_is_refused_where_it_is_raised(after: Any) -> None:
+    with pytest.raises(ValueError, match="a number of seconds, 0 or more"):
+        Retry(after=after)
 
 
 def test_dispatch_needs_an_app_context() -> None:

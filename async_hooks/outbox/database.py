@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from sqlalchemy import URL, Connection, Engine, create_engine, event, exc, make_url, update
 from sqlalchemy.sql.dml import UpdateBase
 
-from ..errors import ConfigError, OutboxUnavailable
+from ..errors import ConfigError, DataError, OutboxUnavailable
 from ..processes import PerProcess
 from . import schema
 from .direct import KEPT, Direct, driver_error
@@ -142,7 +142,7 @@ class Database:
             self._prepare()
         return self._try(lambda: self._once(body, begin), repeatable=repeatable)
 
-    def is_prepared(self) -> None:
+    def note_prepared(self) -> None:
         """Note that the tables are there."""
         self._ready.get()["yes"] = True
 
@@ -157,7 +157,7 @@ class Database:
             self.migrate()
         else:
             schema.check_version(self._try(lambda: self._once(schema.version_of, None), True))
-        self.is_prepared()
+        self.note_prepared()
 
     def _once(
         self, body: Callable[[Connection], T], begin: Callable[[Connection], object] | None
@@ -186,6 +186,8 @@ class Database:
                 again = failed.connection_invalidated or is_busy(failed)
             except exc.TimeoutError as none_free:
                 error, again = none_free, False
+            if isinstance(error, (exc.DataError, exc.IntegrityError)) and not again:
+                raise DataError(f"The outbox's database refuses this: {error.orig}") from error
             if not again or time.monotonic() > deadline:
                 raise OutboxUnavailable(_in_words(self.engine, error)) from error
             time.sleep(pause * uniform(0.5, 1.5))  # noqa: S311

@@ -36,7 +36,7 @@ class Ledger:
         self.database = database
         self.joined = joined
         self.now = now
-        self._me = PerProcess(lambda: InHand(name))
+        self._me = PerProcess(lambda: InHand(name), InHand.abandon)
 
     @property
     def me(self) -> InHand:
@@ -105,16 +105,19 @@ class Ledger:
         :raises OutboxUnavailable: if nobody can tell.
         """
         me = self.me
+        key = me.key(envelope)
+        if key in me.running:  # Somebody repeats the POST.
+            return False
         relay = me.relay_id if me.is_beating.is_set() else None
-        me.running[envelope.id] = Running(envelope, time.monotonic())
+        me.running[key] = Running(envelope, time.monotonic())
         try:
             values = store.begun(envelope, relay=relay, now=self.now())
             begun = self.database.change(store.BEGIN, values) == 1
         except BaseException:
-            del me.running[envelope.id]
+            del me.running[key]
             raise
         if not begun:
-            del me.running[envelope.id]
+            del me.running[key]
         return begun
 
     def complete(
@@ -150,9 +153,10 @@ class Ledger:
     def end(self, envelope: Envelope, verdict: Verdict) -> None:
         """Note that the run is over, whatever became of it."""
         me = self.me
-        me.running.pop(envelope.id, None)
+        key = me.key(envelope)
         if not verdict.is_kept:
-            me.ended[envelope.id] = Ended(envelope, verdict)
+            me.ended[key] = Ended(envelope, verdict)
+        me.running.pop(key, None)
 
     # -- relaying
 
@@ -162,13 +166,29 @@ class Ledger:
         kinds: Collection[tuple[str, str]],
         limit: int,
         queues: Sequence[str] | None = None,
-    ) -> list[Envelope]:
-        hold = Hold(self.me.relay_id, lease)
-        return self.database.write(
-            lambda connection: store.claim(
-                connection, hold, kinds=kinds, limit=limit, now=self.now(), queues=queues
+    ) -> tuple[list[Envelope], float | None]:
+        """Claim up to ``limit``; return them, and in how many seconds the next is due.
+
+        Nothing is locked as long as nothing is due.
+        """
+        now = self.now()
+        waiting = self.database.read(store.lanes)
+        later = min((lane.due_at for lane in waiting if lane.due_at > now), default=None)
+        claimed: list[Envelope] = []
+        if any(lane.due_at <= now for lane in waiting):
+            hold = Hold(self.me.relay_id, lease)
+            claimed = self.database.write(
+                lambda connection: store.claim(
+                    connection,
+                    hold,
+                    kinds=kinds,
+                    limit=limit,
+                    now=now,
+                    queues=queues,
+                    known=waiting,
+                )
             )
-        )
+        return claimed, None if later is None else later - now
 
     def make_due(self) -> int:
         """Make due what was due already, before the clock was set back."""
@@ -177,12 +197,6 @@ class Ledger:
 
     def paused(self) -> list[str]:
         return self.database.read(store.paused)
-
-    def next_due(self) -> float | None:
-        """Return in how many seconds something will be due."""
-        now = self.now()
-        due = self.database.read(lambda connection: store.next_due(connection, now=now))
-        return None if due is None else due - now
 
     def give_back(
         self, envelopes: Collection[Envelope], *, begun: bool = False, after: float | None = None
@@ -219,12 +233,18 @@ class Ledger:
         crashed: bool = False,
         last_words: LastWords | None = None,
     ) -> Failed | None:
+        before = self.database.read(lambda connection: store.tally(connection, envelope))
+        if before is None:
+            return None
+        # Decided out of the transaction: it asks the task, and the fence keeps the answer true.
+        failures, crashes = before
+        run_at = decide(failures + (not crashed), crashes + crashed)
         return self.database.write(
             lambda connection: store.fail(
                 connection,
                 envelope,
                 error[:MAX_ERROR],
-                decide,
+                lambda *_: run_at,
                 crashed=crashed,
                 last_words=last_words,
                 now=self.now(),

@@ -99,7 +99,7 @@ def _joined(
         tell(task_discarded, app, envelope=addition.envelope, error=error)
 
     def committed() -> None:
-        database.is_prepared()
+        database.note_prepared()
         sent()
 
     database = Database(engine)

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import (
     ColumnElement,
     Connection,
+    Select,
     String,
     Table,
     and_,
@@ -165,6 +166,37 @@ def row_of(addition: Addition, now: float, hold: Hold | None) -> dict[str, Any]:
 # -- claiming -------------------------------------------------------------------------------------
 
 
+class Lane(NamedTuple):
+    """What waits in one queue with one priority; ``due_at`` is the first one's ``run_at``."""
+
+    queue: str
+    priority: int
+    due_at: float
+
+
+def lanes(connection: Connection) -> list[Lane]:
+    """Return where something waits.
+
+    Each is found by one look at the index, however many rows wait in it.
+    """
+    found: list[Lane] = []
+    while True:
+        waiting = _d.state == DeliveryState.AVAILABLE
+        if found:
+            queue, priority, _ = found[-1]
+            waiting &= or_(_d.queue > queue, and_(_d.queue == queue, _d.priority > priority))
+        first = (
+            select(_d.queue, _d.priority, _d.run_at)
+            .where(waiting)
+            .order_by(_d.queue, _d.priority, _d.run_at)
+            .limit(1)
+        )
+        row = connection.execute(first).first()
+        if row is None:
+            return found
+        found.append(Lane(*row))
+
+
 def claim(
     connection: Connection,
     hold: Hold,
@@ -173,31 +205,24 @@ def claim(
     limit: int,
     now: float,
     queues: Sequence[str] | None = None,
+    known: Sequence[Lane] | None = None,
 ) -> list[Envelope]:
     """Take up to ``limit`` due deliveries of the ``kinds``, (task, receiver), that are known.
 
     In order of priority, ``run_at`` and id; of ``queues``, in that order, if they are named.
-    Paused queues are left alone.
+    Paused queues are left alone. ``known`` are the lanes, if somebody has looked just now.
     """
+    due_lanes = _due(lanes(connection) if known is None else known, now, queues)
+    closed = paused(connection)
     taken: list[Any] = []
-    for lanes in _lanes(connection, queues):
+    for rank in due_lanes:
         if len(taken) >= limit:
             break
         due: list[Any] = []
-        for queue, priority in lanes:
-            due += connection.execute(
-                select(deliveries)
-                .where(
-                    _d.state == DeliveryState.AVAILABLE,
-                    _d.queue == queue,
-                    _d.priority == priority,
-                    _d.run_at <= now,
-                    tuple_(_d.task, _d.receiver).in_(list(kinds)) if kinds else false(),
-                )
-                .order_by(_d.run_at, _d.id)
-                .limit(limit - len(taken))
-                .with_for_update(skip_locked=True)
-            ).all()
+        for lane in rank:
+            if lane.queue not in closed:
+                wanted = _wanted(lane, kinds, now).limit(limit - len(taken))
+                due += connection.execute(wanted).all()
         due.sort(key=lambda row: (row.run_at, row.id))
         taken += due[: limit - len(taken)]
     envelopes = _readable(connection, taken, hold.lease, now)
@@ -234,6 +259,7 @@ def _readable(
                 unique_key=None,
                 **values,
             )
+            _release_parent(connection, row.parent_id)
         else:
             envelopes.append(envelope)
     return envelopes
@@ -248,49 +274,30 @@ def make_due(connection: Connection, *, now: float) -> int:
     ).rowcount
 
 
-def next_due(connection: Connection, *, now: float) -> float | None:
-    """Return when the next delivery will be due that is not yet."""
-    nexts = [
-        connection.execute(
-            select(func.min(_d.run_at)).where(
-                _d.state == DeliveryState.AVAILABLE,
-                _d.queue == queue,
-                _d.priority == priority,
-                _d.run_at > now,
-            )
-        ).scalar()
-        for lanes in _lanes(connection, None)
-        for queue, priority in lanes
-    ]
-    return min((at for at in nexts if at is not None), default=None)
-
-
-def _lanes(connection: Connection, queues: Sequence[str] | None) -> Iterable[list[tuple[str, int]]]:
-    """Return the (queue, priority) pairs in which something waits, in groups of equal rank.
-
-    Each is found by one look at the index, however many rows wait in it.
-    """
-    paused = set(connection.execute(select(pauses.c.queue)).scalars())
-    lanes: list[tuple[str, int]] = []
-    last: tuple[str, int] | None = None
-    while True:
-        waiting = _d.state == DeliveryState.AVAILABLE
-        if last is not None:
-            queue, priority = last
-            waiting &= or_(_d.queue > queue, and_(_d.queue == queue, _d.priority > priority))
-        found = connection.execute(
-            select(_d.queue, _d.priority).where(waiting).order_by(_d.queue, _d.priority).limit(1)
-        ).first()
-        if found is None:
-            break
-        last = (found.queue, found.priority)
-        if found.queue not in paused and (queues is None or found.queue in queues):
-            lanes.append(last)
-    ranks: dict[tuple[int, int], list[tuple[str, int]]] = {}
-    for lane in lanes:
-        rank = (queues.index(lane[0]) if queues is not None else 0, lane[1])
-        ranks.setdefault(rank, []).append(lane)
+def _due(waiting: Iterable[Lane], now: float, queues: Sequence[str] | None) -> list[list[Lane]]:
+    """Return the lanes in which something is due, those of equal rank together, the first first."""
+    ranks: dict[tuple[int, int], list[Lane]] = {}
+    for lane in waiting:
+        if lane.due_at <= now and (queues is None or lane.queue in queues):
+            rank = (queues.index(lane.queue) if queues is not None else 0, lane.priority)
+            ranks.setdefault(rank, []).append(lane)
     return [ranks[rank] for rank in sorted(ranks)]
+
+
+def _wanted(lane: Lane, kinds: Collection[tuple[str, str]], now: float) -> Select[Any]:
+    is_known = tuple_(_d.task, _d.receiver).in_(list(kinds)) if kinds else false()
+    return (
+        select(deliveries)
+        .where(
+            _d.state == DeliveryState.AVAILABLE,
+            _d.queue == lane.queue,
+            _d.priority == lane.priority,
+            _d.run_at <= now,
+            is_known,
+        )
+        .order_by(_d.run_at, _d.id)
+        .with_for_update(skip_locked=True)
+    )
 
 
 def _envelope(row: Any, lease: str) -> Envelope:
@@ -415,6 +422,14 @@ def complete(
         add(connection, additions, now=now)
         _release_parent(connection, parent_id)
     return done
+
+
+def tally(connection: Connection, envelope: Envelope) -> tuple[int, int] | None:
+    """Return the failures and the crashes before this attempt, that began; None if it is stale."""
+    row = connection.execute(
+        select(_d.attempts, _d.crashes).where(_held(envelope, begun=True))
+    ).one_or_none()
+    return None if row is None else (row.attempts - 1 - row.crashes, row.crashes)
 
 
 def holder(connection: Connection, envelope: Envelope) -> str | None:
@@ -793,6 +808,8 @@ def cancel(connection: Connection, delivery_id: str, *, now: float) -> bool:
 
     An attempt that runs can't be stopped, but what it says no longer counts.
     """
+    # The one itself first: it may be about to become several.
+    connection.execute(select(_d.id).where(_d.id == delivery_id).with_for_update())
     mine = or_(_d.id == delivery_id, _d.parent_id == delivery_id)
     ended = connection.execute(
         update(deliveries)

@@ -268,13 +268,8 @@ def test_unknown_tasks_and_receivers_are_left_alone(outbox: Outbox) -> None:
 def test_what_is_not_due_is_left_alone_until_then(outbox: Outbox) -> None:
     later = outbox.added(run_at=NOW + 5)
     assert outbox.claim() == []
-    assert outbox.database.read(lambda c: store.next_due(c, now=NOW)) == NOW + 5
+    assert outbox.database.read(store.lanes) == [store.Lane("default", 10, NOW + 5)]
     assert ids(outbox.claim(now=NOW + 5)) == [later.id]
-
-
-def test_nothing_will_be_due_in_an_empty_outbox(outbox: Outbox) -> None:
-    outbox.added(run_at=NOW - 1)
-    assert outbox.database.read(lambda c: store.next_due(c, now=NOW)) is None
 
 
 def test_no_more_than_the_limit_is_claimed(outbox: Outbox) -> None:
