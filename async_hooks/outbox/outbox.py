@@ -167,7 +167,10 @@ class Outbox:
             after = ids[-1]
 
     def pause(self, queue: str) -> None:
-        """Let nothing of ``queue`` begin until it is resumed."""
+        """Let no process take more of ``queue``, until it is resumed.
+
+        What a process has taken already, some seconds' work at most, still begins.
+        """
         now = self._ledger.now()
         self._ledger.database.write(lambda c: store.pause(c, queue, now=now))
 

@@ -1,0 +1,86 @@
+"""What is done to servers. Each death and each freeze is noted as a strike."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from driver import Chaos
+from launches import Strike
+from running import wait_until
+from under_fire import Server, is_alive
+
+
+def kill(chaos: Chaos, *pids: int, kind: str = "kill -9") -> float:
+    """Kill processes; return when the last of them was dead."""
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not any(is_alive(pid) for pid in pids), "their death")
+    return note_deaths(chaos, pids, kind)
+
+
+def note_deaths(chaos: Chaos, pids: tuple[int, ...] | list[int], kind: str) -> float:
+    """Note that these processes died, by whatever hand."""
+    now = time.monotonic()
+    chaos.strikes += [Strike(kind, pid, now, now) for pid in pids]
+    return now
+
+
+def kill_group(chaos: Chaos, server: Server) -> float:
+    """Kill a master and its workers at once."""
+    pids = [server.site.process.pid, *server.children()]
+    for pid in pids:  # So that no master makes another child in between.
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGSTOP)
+    pids = [server.site.process.pid, *server.children()]
+    server.site.kill()
+    wait_until(lambda: not any(is_alive(pid) for pid in pids), "their death")
+    return note_deaths(chaos, pids, "kill -9 of the group")
+
+
+@contextmanager
+def frozen(chaos: Chaos, *pids: int) -> Iterator[None]:
+    """Stop processes until the block ends."""
+    began = time.monotonic()
+    strikes = [Strike("SIGSTOP", pid, began, float("inf")) for pid in pids]
+    chaos.strikes += strikes
+    try:
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        yield
+    finally:
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+        for strike in strikes:
+            strike.until = time.monotonic()
+
+
+def hang_up(server: Server) -> set[int]:
+    """Ask for a graceful reload; return the workers it replaces."""
+    old = set(server.children())
+    server.site.process.send_signal(signal.SIGHUP)
+    return old
+
+
+def reload(server: Server) -> None:
+    """Reload gracefully, and wait until every worker is a new one that has served."""
+    old = hang_up(server)
+    wait_until(lambda: not any(is_alive(pid) for pid in old), "the old workers' end")
+    server.wait_ready()
+
+
+@contextmanager
+def locked(path: str) -> Iterator[None]:
+    """Be the one who writes to a SQLite file until the block ends."""
+    connection = sqlite3.connect(path, isolation_level=None, timeout=30)
+    try:
+        connection.execute("BEGIN EXCLUSIVE")
+        yield
+    finally:
+        connection.close()

@@ -1,0 +1,26 @@
+"""The random killer on each kind of outbox; ``python -m chaos`` is its long form."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from databases import KINDS
+from driver import chaos
+from killer import rampage
+from settling import settled
+
+pytestmark = pytest.mark.slow
+
+SECONDS = 5.0
+
+
+@pytest.mark.parametrize("seed", [1])
+@pytest.mark.parametrize("kind", [*KINDS, "app"])
+def test_a_random_killer_loses_nothing(tmp_path: Path, kind: str, seed: int) -> None:
+    with chaos(tmp_path, kind, seed=seed) as scenario:
+        server = scenario.serve(SITE_ASYNC_HOOKS_MAX_CRASHES="1000")
+        with scenario.load(server):
+            rampage(scenario, server, SECONDS)
+        report = settled(scenario)
+        assert report.strikes
