@@ -17,8 +17,9 @@ from .delivery import FINAL, DeliveryState
 from .errors import AsyncHooksError
 from .log import one_line
 from .state import current_state
+from .supervisor import CHILD, forked, started_anew, supervise, work_as_child
 from .task import needs_outbox
-from .worker import CHILD, Options, Work, forked, started_anew, supervise, work_as_child
+from .worker import Options, Work
 
 if TYPE_CHECKING:  # Comes with an optional extra.
     from .outbox.outbox import Outbox
@@ -356,7 +357,8 @@ def worker(
         context.exit(work_as_child(make_work, int(pipe)))
     if not fresh:
         context.exit(supervise(lambda: forked(make_work), options))
-    if "worker" not in sys.argv:  # A test's runner, say: that is not what to start again.
+    # A test's runner, say, is not what to start again.
+    if not {"async-hooks", "worker"} <= set(sys.argv):
         raise click.UsageError("--fresh needs a command line of its own.")
     command = [sys.executable, *sys.orig_argv[1:]]
     context.exit(supervise(lambda: started_anew(command), options))

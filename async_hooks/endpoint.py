@@ -25,7 +25,7 @@ from .signals import emit, task_failed, task_rejected, tell
 from .signing import CONTENT_TYPE, VERDICT_HEADER, WrongVersion
 from .state import State, state_of
 from .verdict import STATUS, Outcome, Verdict
-from .wsgi import drain
+from .wsgi import drain, is_from_keyboard
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -145,9 +145,9 @@ class Endpoint:
         reset = current_run.set(run)
         try:
             drain(self._wsgi_app(environ, note))
-        except KeyboardInterrupt:
-            raise
         except BaseException as raised:
+            if is_from_keyboard(raised):
+                raise
             error = raised
         finally:
             current_run.reset(reset)

@@ -31,6 +31,7 @@ from .processes import PerProcess
 from .signals import task_discarded, task_failed, tell
 from .state import Transport
 from .verdict import Outcome, Verdict
+from .wsgi import is_from_keyboard
 
 #: Outcomes that say "later": the same envelope is sent again with a fresh token.
 _LATER = (Outcome.BUSY, Outcome.EXPIRED)
@@ -194,9 +195,9 @@ class Relay:
         running[key] = envelope
         try:
             yield
-        except KeyboardInterrupt:  # Somebody is tired of waiting for the end.
-            raise
         except BaseException as error:
+            if is_from_keyboard(error):  # Somebody is tired of waiting for the end.
+                raise
             logger.exception("The relay failed on envelope %s.", envelope.id)
             if envelope.lease is not None:  # The table will show that nobody has it in hand.
                 self.release(envelope)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable
 from typing import Any
 
@@ -19,3 +20,9 @@ def close(body: Any) -> None:
     """Close ``body``, if it is of the kind that wants to be."""
     if hasattr(body, "close"):
         body.close()
+
+
+def is_from_keyboard(error: BaseException) -> bool:
+    """Tell whether somebody pressed Ctrl-C; in another thread than the main one, code raised it."""
+    in_main = threading.current_thread() is threading.main_thread()
+    return isinstance(error, KeyboardInterrupt) and in_main

@@ -1443,7 +1443,7 @@ def test_a_constraint_that_waits_for_the_commit_fails_the_attempt(
         launched(shop)
 
         def receiver(sender: Any, *, n: int) -> None:
-            shop.session.add(Item(order_id=7))
+            shop.session.add(Item(order_id=7))  # pyright: ignore
             shop.session.flush()
             shop.task.dispatch({"n": 2})
 

@@ -9,6 +9,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from configparser import ConfigParser
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +22,8 @@ from async_hooks.cli import cli
 from async_hooks.errors import OutboxRequired, OutboxUnavailable
 from async_hooks.signals import worker_started, worker_stopped
 from async_hooks.state import state_of
-from async_hooks.worker import (
-    AT_ONCE,
-    FAILED,
-    OK,
-    UNFIT,
-    Child,
-    Exit,
-    Options,
-    Work,
-    supervise,
-)
+from async_hooks.supervisor import AT_ONCE, FAILED, OK, UNFIT, Child, supervise
+from async_hooks.worker import Exit, Options, Work
 
 DOCS = Path(__file__).parent.parent / "docs" / "worker.md"
 
@@ -185,8 +177,11 @@ def test_its_signals_are_sent_in_an_app_context(shop: Shop) -> None:
 
 
 def test_told_to_end_it_gives_back_what_waits(shop: Shop, facts: Facts) -> None:
-    may_end = threading.Event()
-    shop.deed = lambda: may_end.wait(20)
+    def outlast() -> None:
+        relay: Any = state_of(shop.app).relay
+        assert relay._crew.get().stopping.wait(20)
+
+    shop.deed = outlast
     shop.add(1, deed=True)
     rest = [shop.add(number) for number in (2, 3)]
     work = Work(shop.app, NAMED)
@@ -196,7 +191,6 @@ def test_told_to_end_it_gives_back_what_waits(shop: Shop, facts: Facts) -> None:
     [relay] = state_of(shop.app).outbox.relays()
     assert (relay.name, relay.queues, len(relay.deliveries)) == ("w1", [], 1)
     work.end()
-    may_end.set()
     thread.join(20)
     assert shop.counts() == {"available": 2, "completed": 1}
     assert [shop.get(one).attempts for one in rest] == [0, 0]
@@ -253,8 +247,11 @@ def no_zombie_is_left() -> Iterator[None]:
 
 
 def _children() -> set[str]:
-    threads = Path("/proc/self/task").iterdir()
-    return {pid for thread in threads for pid in (thread / "children").read_text().split()}
+    found: set[str] = set()
+    for thread in Path("/proc/self/task").iterdir():
+        with suppress(FileNotFoundError):  # It has ended just now.
+            found.update((thread / "children").read_text().split())
+    return found
 
 
 @pytest.mark.parametrize(
@@ -304,6 +301,21 @@ def test_a_signal_while_a_child_is_being_started_reaches_it(number: int) -> None
     assert supervise(children, NAMED) == OK
     assert children.started == 1
     assert signal.getsignal(number) == before
+
+
+def test_a_signal_just_before_a_child_is_started_starts_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Clock:
+        @staticmethod
+        def monotonic() -> float:  # What is asked last before.
+            os.kill(os.getpid(), signal.SIGTERM)
+            return 0.0
+
+    monkeypatch.setattr("async_hooks.supervisor.time", Clock)
+    children = Children("sleep 60")
+    assert supervise(children, NAMED) == OK
+    assert children.started == 0
 
 
 def test_two_signals_kill_the_child() -> None:
@@ -373,10 +385,12 @@ def test_its_page_names_every_option_and_exit_code() -> None:
 
 
 def test_its_pages_files_are_well_formed() -> None:
+    found: dict[str, Any] = {}
     for block in re.findall(r"```ini\n(.*?)```", DOCS.read_text(), re.DOTALL):
         parser = ConfigParser(interpolation=None)
         parser.read_string(block)
-        [name] = [name for name in parser.sections() if name.startswith(("Service", "program:"))]
-        section = parser[name]
-        command = section.get("ExecStart") or section["command"]
-        assert "async-hooks worker" in command
+        found.update(parser)
+    assert set(found) == {"DEFAULT", "Unit", "Service", "Install", "program:shop-worker"}
+    started = "/srv/shop/venv/bin/flask --app shop async-hooks worker"
+    assert found["Service"]["ExecStart"] == started
+    assert found["program:shop-worker"]["command"].startswith(started)

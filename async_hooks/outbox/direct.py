@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Engine, PoolProxiedConnection, exc
+from sqlalchemy import Engine, PoolProxiedConnection, event, exc
 from sqlalchemy.sql import ClauseElement
 
 #: The most connections that are kept, of those that the engine may have.
@@ -25,6 +25,7 @@ class Direct:
         self._free: deque[PoolProxiedConnection] = deque()
         self._made = 0
         self._texts: dict[ClauseElement, tuple[str, Sequence[str] | None]] = {}
+        event.listen(engine, "engine_disposed", lambda _: self._close_free())
 
     def run(self, statement: ClauseElement, values: Mapping[str, Any]) -> int | None:
         """Return how many rows ``statement`` changed; None if no connection is free to run it.
@@ -92,12 +93,17 @@ class Direct:
         lost = dialect.is_disconnect(error, connection.driver_connection, None)
         if lost:
             self._close(connection)
-            while self._free:  # The server went away: from all of them.
-                self._close(self._free.pop())
-            self._engine.dispose()
+            self._engine.dispose()  # The server went away: from all of them.
         else:
             self._free.append(connection)
         raise self._wrapped(error, sql, lost=lost) from error
+
+    def _close_free(self) -> None:
+        while True:
+            try:
+                self._close(self._free.pop())
+            except IndexError:
+                return
 
     def _close(self, connection: PoolProxiedConnection) -> None:
         self._made -= 1

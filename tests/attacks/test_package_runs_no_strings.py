@@ -23,7 +23,7 @@ METHODS = {
 }  # fmt: skip
 
 #: The worker starts itself anew, with the very arguments that it was started with.
-MEANT = {"worker.py": {"posix_spawn"}}
+MEANT = {"supervisor.py": {"posix_spawn"}}
 
 
 def offences(source: str) -> Iterator[str]:
