@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from flask import Flask
 
+from .bell import Bell, Ringer
 from .config import Config
 from .envelope import Envelope, new_id
 from .errors import OutboxUnavailable
@@ -101,6 +102,7 @@ class Claims:
         #: Whether an attempt did not succeed.
         self.has_failed = False
         self._notes = PerProcess(Notes)
+        self._ringer = PerProcess(lambda: Ringer(ledger.name))
         self._settling = Settling(app, config, ledger, self._notes.get, clock.monotonic)
         shown = {"name": name, "queues": queues or ()}
         self._rescue = Rescue(app, config, ledger, self._settling, wake=self.wake, **shown)  # type: ignore[arg-type]
@@ -200,6 +202,11 @@ class Claims:
         notes.has_more = True
         notes.wakeup.set()
 
+    def ring(self) -> None:
+        """Wake the other processes that relay, because this one does not."""
+        if self._notes.get().thread is None:
+            self._ringer.get().ring()
+
     def stop(self) -> None:
         """Claim nothing more."""
         notes = self._notes.get()
@@ -211,6 +218,8 @@ class Claims:
         notes, me = self._notes.get(), self._ledger.me
         notes.ended.set()
         notes.wakeup.set()
+        for end in notes.ended_by:
+            end()
         if notes.thread is not None:
             notes.thread.join(2 * POLL)
         if not (me.held or me.running):
@@ -223,6 +232,8 @@ class Claims:
     def _run(self, notes: Notes) -> None:
         """Take turns until it is stopped, and look after what still runs until the end."""
         pause = 0.0
+        bell = Bell(self._ledger.name, self._ledger.me.relay_id, self.wake)
+        notes.ended_by.append(bell.close)
         while not notes.ended.is_set():
             try:
                 if notes.stopping.is_set():  # What still runs must not be taken for dead.

@@ -57,7 +57,9 @@ class Lifeline:
     def forget(self, relay_id: str) -> None:
         """Remove what a dead relay left, once nobody needs to know any more."""
         if self._folder is not None:
-            (self._folder / f"relay-{relay_id}").unlink(missing_ok=True)
+            path = self._folder / f"relay-{relay_id}"
+            path.unlink(missing_ok=True)
+            bell_of(path).unlink(missing_ok=True)
 
     def abandon(self) -> None:
         """Close it without ending it: a forked child's copy would outlive its parent."""
@@ -71,12 +73,18 @@ class Lifeline:
         self.abandon()
 
 
+def bell_of(line: Path) -> Path:
+    """Return the bell that lies beside the lifeline ``line``."""
+    return line.with_name(line.name.replace("relay-", "bell-", 1))
+
+
 def _sweep(folder: Path) -> None:
     """Remove what the long dead left, whom others may have buried."""
     for path in folder.glob("relay-*"):
         with suppress(OSError):
             if time.time() - path.stat().st_mtime > _LONG and _is_released(path):
                 path.unlink()
+                bell_of(path).unlink(missing_ok=True)
 
 
 def has_ended(name: str, relay_id: str, place: str | None) -> bool:

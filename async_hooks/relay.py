@@ -82,10 +82,13 @@ class Relay:
 
     def wake(self) -> None:
         """Say that deliveries may wait in the outbox."""
-        if self._claims is not None and self._config.relay:
+        if self._claims is None:
+            return
+        if self._config.relay:
             if not self._app.testing:  # In a test it begins with a server's request only.
                 self.start()
             self._claims.wake()
+        self._claims.ring()
 
     def reserve(self, envelope: Envelope, queue: str) -> Envelope | None:
         """Return ``envelope`` with a lease, to be carried by this process; None without room."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from .series import Figures
-from .systems import CELERY, EXECUTOR, HUEY, OURS, POST, System
+from .systems import CELERY, EXECUTOR, HUEY, OURS, OUTBOX, POST, WORKER, System
 
 #: The figures of each system, by its module's name, one for each repetition.
 Results = Mapping[str, Sequence[Figures]]
@@ -23,6 +23,7 @@ class Goal:
     peer: System
     bound: float
     at_least: bool = False
+    ours: System = OURS
 
     @property
     def promise(self) -> str:
@@ -60,6 +61,20 @@ GOALS = (
     Goal("C3", "tasks per second", "tasks_per_second", POST, 3.0, at_least=True),
     Goal("C3", "tasks per second", "tasks_per_second", HUEY, 0.75, at_least=True),
     Goal("C3", "tasks per second", "tasks_per_second", CELERY, 3.0, at_least=True),
+    Goal("A4", "durable hand-over p50, 1 connection", "hand_over_1_p50", HUEY, 0.6, ours=OUTBOX),
+    Goal("A5", "durable hand-over p50, 8 connections", "hand_over_8_p50", HUEY, 0.65, ours=OUTBOX),
+    Goal("B1", "worker's pickup p50", "pickup_p50", HUEY, 0.8, ours=WORKER),
+    Goal("B1", "worker's pickup p50", "pickup_p50", CELERY, 0.25, ours=WORKER),
+    Goal(
+        *("C1", "workers' tasks per second", "tasks_per_second", HUEY, 2.2),
+        at_least=True,
+        ours=WORKER,
+    ),
+    Goal(
+        *("C1", "workers' tasks per second", "tasks_per_second", CELERY, 10.0),
+        at_least=True,
+        ours=WORKER,
+    ),
 )
 
 
@@ -69,7 +84,7 @@ def judge(results: Results) -> list[Outcome]:
 
 
 def _outcome(goal: Goal, results: Results) -> Outcome:
-    pairs = zip(results[OURS.module], results[goal.peer.module], strict=True)
+    pairs = zip(results[goal.ours.module], results[goal.peer.module], strict=True)
     return Outcome(
         goal, tuple(_ratio(ours[goal.figure], peer[goal.figure]) for ours, peer in pairs)
     )

@@ -59,9 +59,10 @@ def running(system: System, *, workers: int) -> Iterator[Site]:
         notes, log = Notebook(Path(folder, "notes")), Path(folder, "log")
         environ, port = _environ(notes), _free_port()
         site = Site(system, port, notes)
-        if system.worker:
-            worker_log = Path(folder, "worker-log")
+        worker_log = Path(folder, "worker-log")
+        for _ in range(system.worker_processes if system.worker else 0):
             processes.enter_context(_process(system.worker, environ, worker_log))
+        if system.worker:
             processes.callback(_tell_if_unsettled, site, worker_log)
         processes.callback(_tell, system, log)
         web = processes.enter_context(_process(_gunicorn(system, port, workers), environ, log))

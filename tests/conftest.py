@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import itertools
 import shutil
+import signal
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -52,6 +53,17 @@ def make_task(hooks: AsyncHooks, on: str | blinker.Signal, **members: Any) -> ty
 def action() -> str:
     """A signal name that no other test uses: signals are global."""
     return f"action_{next(_numbers)}"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _signals_as_in_a_terminal() -> None:
+    """Ignore none of what ends a process: a shell's '&' and nohup do, and children inherit it."""
+    for number, usual in (
+        (signal.SIGINT, signal.default_int_handler),
+        (signal.SIGHUP, signal.SIG_DFL),
+    ):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, usual)
 
 
 class Facts:

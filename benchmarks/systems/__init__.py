@@ -24,6 +24,8 @@ class System:
     label: str
     distribution: str | None = None
     worker: tuple[str, ...] = ()
+    #: How many of these commands run at once.
+    worker_processes: int = 1
     defers: bool = True
 
     @property
@@ -33,6 +35,17 @@ class System:
 
 
 OURS = System("hooks", "async_hooks", "async-hooks")
+OUTBOX = System("outbox", "async_hooks, SQLite", "sqlalchemy")
+WORKER = System(
+    "outbox_worker",
+    "async_hooks, SQLite, workers",
+    "sqlalchemy",
+    worker=(
+        *(sys.executable, "-m", "flask", "--app", "benchmarks.app:create_app('outbox_worker')"),
+        *("async-hooks", "worker"),
+    ),
+    worker_processes=2,
+)
 POST = System("post", "requests.post", "requests")
 EXECUTOR = System("executor", "Flask-Executor", "flask-executor")
 NOOP = System("noop", "no-op", defers=False)
@@ -55,7 +68,7 @@ CELERY = System(
     ),
 )
 
-ALWAYS = (OURS, POST, EXECUTOR, NOOP)
+ALWAYS = (OURS, OUTBOX, WORKER, POST, EXECUTOR, NOOP)
 PEERS = {"huey": HUEY, "celery": CELERY}
 
 
