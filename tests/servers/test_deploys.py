@@ -73,7 +73,11 @@ def _served(stage: Stage, release: str, environ: dict[str, str]) -> Iterator[Ser
     bind = ("--bind", f"127.0.0.1:{port}")
     command = gunicorn("-w", "2", "-k", "gthread", "--threads", "8", *bind, app="release:app")
     environ = {**stage.environ, "RELEASE": release, **environ}
-    with running(stage.folder, command, lambda: answers(("127.0.0.1", port)), **environ) as site:
+
+    def is_up() -> bool:
+        return answers(("127.0.0.1", port))
+
+    with running(stage.folder, command, is_up, cwd=HERE, **environ) as site:
         yield Server(site, port)
 
 
