@@ -97,6 +97,8 @@ def _code_of_child(start: Callable[[], Child], told: _Told) -> int:
         if told.count:
             return Exit.DONE
         told.child = child = start()
+        if told.count:  # Another thread took the signal, while this one let none in.
+            told.pass_on(child)
     except OSError:
         logger.exception("No process could be started.")
         return FAILED
@@ -132,8 +134,11 @@ class _Told:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.count += 1
         if self.child is not None:
-            with suppress(ProcessLookupError):  # It has ended just now.
-                os.kill(self.child.pid, signal.SIGTERM if self.count == 1 else signal.SIGKILL)
+            self.pass_on(self.child)
+
+    def pass_on(self, child: Child) -> None:
+        with suppress(ProcessLookupError):  # It has ended just now.
+            os.kill(child.pid, signal.SIGTERM if self.count == 1 else signal.SIGKILL)
 
 
 def forked(make_work: Callable[[], Work]) -> Child:
