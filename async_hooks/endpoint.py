@@ -20,7 +20,8 @@ from flask import Flask
 from .config import Config
 from .context import current_run
 from .errors import TokenError, TokenExpired, TokenReplayed
-from .executor import RUN, Run, begin
+from .executor import begin
+from .run import RUN, Run
 from .signals import emit, task_failed, task_rejected, tell
 from .signing import CONTENT_TYPE, VERDICT_HEADER, WrongVersion
 from .state import State, state_of

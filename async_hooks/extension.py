@@ -20,7 +20,6 @@ from .consumed import Consumed
 from .context import Capture, Context, Restore
 from .endpoint import Endpoint
 from .errors import ConfigError, OutboxRequired
-from .executor import ENDPOINT
 from .handover import HandOver, is_served
 from .job import METHODS, OPTIONS, Job, P, R
 from .launcher import Launcher, Trigger
@@ -28,6 +27,7 @@ from .receivers import Receiver
 from .recorder import Recorder, recording
 from .registry import Owned, Registry
 from .relay import Immediate, Relay
+from .run import ENDPOINT
 from .signing import SKEW, Signing
 from .state import KEY, State, Transport, current_state, state_of
 from .task import (

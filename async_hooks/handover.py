@@ -16,7 +16,7 @@ from flask import Flask, Response, request
 
 from .context import current_run, request_of
 from .envelope import Envelope
-from .executor import RUN
+from .run import RUN
 from .state import current_state, state_of
 from .wsgi import close
 

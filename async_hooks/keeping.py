@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import DataError, OutboxUnavailable
 from .receivers import receivers_of
+from .run import Run
 from .signals import emit, task_failed
 from .snapshot import snapshot
 from .task import AsyncTask
 from .verdict import ERROR_LENGTH, Outcome, Verdict
 
 if TYPE_CHECKING:
-    from .executor import Run
     from .state import Ledger
 
 #: Bytes of a result's JSON; of a longer one, or one that is no JSON, the beginning of its repr().

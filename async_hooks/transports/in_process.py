@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from flask import Flask
 
 from ..envelope import Envelope
-from ..executor import RUN, Run
+from ..run import RUN, Run
 from ..state import state_of
 from ..verdict import Outcome, Verdict
 from ..wsgi import drain

@@ -21,9 +21,9 @@ from ..errors import (
     TransportError,
     Unreachable,
 )
-from ..executor import PING
 from ..processes import PerProcess
 from ..receivers import timeout_of
+from ..run import PING
 from ..signing import VERDICT_HEADER
 from ..state import state_of
 from ..verdict import Verdict
