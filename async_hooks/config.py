@@ -35,18 +35,20 @@ class _Wrong(ValueError):
         self.secret = secret
 
 
-def seconds(value: Any, *, or_none_at_all: bool = False) -> float:
+def seconds(value: Any, *, or_none_at_all: bool = False, longest: float | None = None) -> float:
     """Return a positive time, given in seconds or as a timedelta, in seconds.
 
     :raises ValueError: saying what was expected.
     """
     if isinstance(value, timedelta):
         value = value.total_seconds()
-    if _is_number(value) and (0 < value <= LONGEST or (value == 0 and or_none_at_all)):
+    is_time = _is_number(value) and (value > 0 or (value == 0 and or_none_at_all))
+    if is_time and (longest is None or value <= longest):
         return float(value)
-    raise _Wrong(
-        "a number of seconds, 0 or more" if or_none_at_all else "a positive number of seconds"
-    )
+    expected = "a positive number of seconds"
+    if or_none_at_all:
+        expected = "a number of seconds, 0 or more"
+    raise _Wrong(expected if longest is None else f"{expected}, at most ten years")
 
 
 def _grace(value: Any) -> float:

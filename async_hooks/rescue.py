@@ -19,7 +19,7 @@ from .state import state_of
 
 if TYPE_CHECKING:  # What SQLAlchemy is needed for is made elsewhere.
     from .outbox.ledger import Ledger
-    from .outbox.store import Orphan, Seen
+    from .outbox.upkeep import Orphan, Seen
 
 #: Beats of our own during which another process may be silent.
 SILENT_BEATS = 3

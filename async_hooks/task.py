@@ -14,7 +14,7 @@ from typing import Any, ClassVar, NamedTuple
 import blinker
 from flask import current_app
 
-from .config import seconds
+from .config import LONGEST, seconds
 from .context import current_run
 from .envelope import Envelope
 from .errors import AsyncHooksError, ConfigError, DataError, NoAppContext, OutboxRequired
@@ -44,6 +44,14 @@ class SkipTask(Exception):
     """Raised by ``prepare_data``: launch nothing this time."""
 
 
+def waiting(value: Any) -> float:
+    """Return, in seconds, how long something waits.
+
+    :raises ValueError: if that is no time, or more than ten years.
+    """
+    return seconds(value, or_none_at_all=True, longest=LONGEST)
+
+
 class Retry(Exception):
     """Raised by a receiver or ``run_action``: try again, after so many seconds if given.
 
@@ -52,7 +60,7 @@ class Retry(Exception):
 
     def __init__(self, message: str = "", *, after: float | timedelta | None = None) -> None:
         super().__init__(message)
-        self.after = None if after is None else seconds(after, or_none_at_all=True)
+        self.after = None if after is None else waiting(after)
 
 
 class Discard(Exception):
@@ -301,7 +309,7 @@ def check_seconds(value: Any, where: str, key: str, *, or_none_at_all: bool = Fa
     :raises ConfigError: if it is no time.
     """
     try:
-        return seconds(value, or_none_at_all=or_none_at_all)
+        return waiting(value) if or_none_at_all else seconds(value)
     except ValueError as wrong:
         raise ConfigError(f"{where!r}: expected {key!r} to be {wrong}, got: {value!r}") from None
 

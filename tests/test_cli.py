@@ -26,7 +26,7 @@ from async_hooks.cli import cli
 from async_hooks.delivery import Addition, Terms
 from async_hooks.envelope import Envelope, new_id
 from async_hooks.outbox import schema, store
-from async_hooks.outbox.store import BATCH
+from async_hooks.outbox.upkeep import BATCH
 from async_hooks.shared_folder import shared_folder
 from async_hooks.state import state_of
 

@@ -12,10 +12,11 @@ from ..envelope import Envelope
 from ..in_hand import Ended, InHand, Running
 from ..processes import PerProcess
 from ..verdict import Verdict
-from . import store
+from . import store, upkeep
 from .database import Database
 from .joined import Joined
-from .store import Decide, Failed, Hold, LastWords, Orphan, Seen
+from .store import Decide, Failed, Hold, LastWords
+from .upkeep import Orphan, Seen
 
 #: Characters of an error that are kept.
 MAX_ERROR = 2000
@@ -257,7 +258,7 @@ class Ledger:
         """Show that this process lives; return the others that have not signed off."""
         me = self.me
         return self.database.write(
-            lambda connection: store.beat(
+            lambda connection: upkeep.beat(
                 connection,
                 me.relay_id,
                 host=os.uname().nodename,
@@ -271,10 +272,10 @@ class Ledger:
         )
 
     def held_by(self, relay: str) -> list[Orphan]:
-        return self.database.read(lambda connection: store.held_by(connection, relay))
+        return self.database.read(lambda connection: upkeep.held_by(connection, relay))
 
     def sign_off(self, relay: str) -> None:
-        self.database.write(lambda connection: store.sign_off(connection, relay), repeatable=True)
+        self.database.write(lambda connection: upkeep.sign_off(connection, relay), repeatable=True)
 
     def purge(self, before: float) -> int:
-        return self.database.write(lambda connection: store.purge(connection, before=before))
+        return self.database.write(lambda connection: upkeep.purge(connection, before=before))

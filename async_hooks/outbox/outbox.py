@@ -18,9 +18,9 @@ from ..errors import OutboxUnavailable
 from ..lifeline import has_ended
 from ..receivers import kinds_of, max_attempts_of
 from ..state import state_of
-from . import schema, store
+from . import schema, store, upkeep
 from .ledger import Ledger
-from .store import Seen
+from .upkeep import Seen
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +78,7 @@ class Outbox:
 
     def get(self, delivery_id: str) -> Delivery | None:
         """Return the delivery of this id, None if there is none (any more)."""
-        found = self._ledger.database.read(lambda c: store.find(c, ids=[delivery_id], limit=1))
+        found = self._ledger.database.read(lambda c: upkeep.find(c, ids=[delivery_id], limit=1))
         return self._delivery(found[0]) if found else None
 
     def find(
@@ -93,13 +93,13 @@ class Outbox:
         """Return the deliveries that all of these fit, newest first."""
         state = DeliveryState(state) if state is not None else None
         rows = self._ledger.database.read(
-            lambda c: store.find(c, ref=ref, state=state, task=task, queue=queue, limit=limit)
+            lambda c: upkeep.find(c, ref=ref, state=state, task=task, queue=queue, limit=limit)
         )
         return [self._delivery(row) for row in rows]
 
     def counts(self) -> dict[str, int]:
         """Return how many deliveries are in each of the five states."""
-        found = self._ledger.database.read(store.counts)
+        found = self._ledger.database.read(upkeep.counts)
         return {str(state): found.get(state, 0) for state in DeliveryState}
 
     def retry(self, delivery_id: str) -> bool:
@@ -108,7 +108,7 @@ class Outbox:
         Of a fan-out, that means its children that did not succeed.
         """
         now = self._ledger.now()
-        done = self._ledger.database.write(lambda c: store.retry(c, delivery_id, now=now))
+        done = self._ledger.database.write(lambda c: upkeep.retry(c, delivery_id, now=now))
         self._wake()
         return done > 0
 
@@ -118,13 +118,13 @@ class Outbox:
         An attempt that runs can't be stopped; what it says no longer counts.
         """
         now = self._ledger.now()
-        return self._ledger.database.write(lambda c: store.cancel(c, delivery_id, now=now))
+        return self._ledger.database.write(lambda c: upkeep.cancel(c, delivery_id, now=now))
 
     def count(
         self, states: Collection[str], *, task: str | None = None, queue: str | None = None
     ) -> int:
         """Return how many deliveries all of these fit."""
-        return self._ledger.database.read(lambda c: store.count(c, states, task=task, queue=queue))
+        return self._ledger.database.read(lambda c: upkeep.count(c, states, task=task, queue=queue))
 
     def retrying(
         self, states: Collection[str], *, task: str | None = None, queue: str | None = None
@@ -137,7 +137,7 @@ class Outbox:
         for ids in self._batches(states, task, queue):
             now = self._ledger.now()
             yield self._ledger.database.write(
-                lambda c, ids=ids, now=now: store.retry_each(  # type: ignore[misc]
+                lambda c, ids=ids, now=now: upkeep.retry_each(  # type: ignore[misc]
                     c, ids, states, now=now
                 )
             )
@@ -150,7 +150,7 @@ class Outbox:
             now = self._ledger.now()
             yield self._ledger.database.write(
                 lambda c, ids=ids, now=now: sum(  # type: ignore[misc]
-                    store.cancel(c, delivery_id, now=now) for delivery_id in ids
+                    upkeep.cancel(c, delivery_id, now=now) for delivery_id in ids
                 )
             )
 
@@ -159,7 +159,7 @@ class Outbox:
     ) -> Iterator[list[str]]:
         after = ""
         while ids := self._ledger.database.read(
-            lambda c, after=after: store.ids_of(  # type: ignore[misc]
+            lambda c, after=after: upkeep.ids_of(  # type: ignore[misc]
                 c, states, task=task, queue=queue, after=after
             )
         ):
@@ -172,10 +172,10 @@ class Outbox:
         What a process has taken already, some seconds' work at most, still begins.
         """
         now = self._ledger.now()
-        self._ledger.database.write(lambda c: store.pause(c, queue, now=now))
+        self._ledger.database.write(lambda c: upkeep.pause(c, queue, now=now))
 
     def resume(self, queue: str) -> None:
-        self._ledger.database.write(lambda c: store.resume(c, queue))
+        self._ledger.database.write(lambda c: upkeep.resume(c, queue))
         self._wake()
 
     def paused(self) -> list[str]:
@@ -192,13 +192,13 @@ class Outbox:
         while True:
             number = self._ledger.purge(before)
             yield number
-            if number < store.BATCH:
+            if number < upkeep.BATCH:
                 return
 
     def purgeable(self, older_than: float | timedelta) -> int:
         """Return how many a purge would delete."""
         before = self._ledger.now() - seconds(older_than, or_none_at_all=True)
-        return self._ledger.database.read(lambda c: store.count_old(c, before=before))
+        return self._ledger.database.read(lambda c: upkeep.count_old(c, before=before))
 
     def migrate(self) -> tuple[int, int]:
         """Make the tables, or bring them up to date; return the versions before and after."""
@@ -239,7 +239,7 @@ class Outbox:
                 due_at=_moment(due),
                 is_known=(task, receiver) in known,
             )
-            for task, receiver, number, due in self._ledger.database.read(store.backlog)
+            for task, receiver, number, due in self._ledger.database.read(upkeep.backlog)
         ]
 
     def health(self, *, patience: float | timedelta = 60) -> Health:
@@ -248,7 +248,7 @@ class Outbox:
         ``patience`` (seconds) says how long is too long.
         """
         now = self._ledger.now()
-        due = self._ledger.database.read(lambda c: store.oldest_due(c, now=now))
+        due = self._ledger.database.read(lambda c: upkeep.oldest_due(c, now=now))
         late = timedelta(seconds=now - due) if due is not None else None
         relays = self.relays()
         alive = [relay for relay in relays if relay.is_alive]
@@ -265,8 +265,8 @@ class Outbox:
 
     def relays(self) -> list[RelaySeen]:
         """Return the processes that relay, or died and were not yet missed."""
-        relays = self._ledger.database.read(store.all_relays)
-        executing = self._ledger.database.read(store.executing) if relays else {}
+        relays = self._ledger.database.read(upkeep.all_relays)
+        executing = self._ledger.database.read(upkeep.executing) if relays else {}
         return [self._seen(relay, executing.get(relay.id, [])) for relay in relays]
 
     def _seen(self, relay: Seen, executing: list[str]) -> RelaySeen:

@@ -20,7 +20,6 @@ from sqlalchemy import (
     Table,
     and_,
     bindparam,
-    delete,
     false,
     func,
     insert,
@@ -33,23 +32,19 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.sql.dml import UpdateBase
 
-from ..delivery import FINAL, Addition, DeliveryState
+from ..delivery import Addition, DeliveryState
 from ..envelope import Envelope, Origin
 from ..errors import DataError, OutboxUnavailable
-from .schema import deliveries, pauses, relays
+from .schema import deliveries, pauses
 
 _d = deliveries.c
-_UNFINISHED = (DeliveryState.AVAILABLE, DeliveryState.EXECUTING)
-_UNSUCCESSFUL = (DeliveryState.AVAILABLE, DeliveryState.DISCARDED, DeliveryState.CANCELLED)
+UNFINISHED = (DeliveryState.AVAILABLE, DeliveryState.EXECUTING)
 
 #: Characters of a name; MariaDB would cut a longer one.
 _LONGEST_NAME = 255
 
 #: How often a unique key that was taken may come free in between.
 _TRIES = 5
-
-#: Rows of one transaction, where there may be any number.
-BATCH = 500
 
 
 class Hold(NamedTuple):
@@ -107,7 +102,7 @@ def unfinished(connection: Connection, unique_key: str, *, is_latest: bool = Fal
     return found
 
 
-def _insert_missing(table: Table) -> dict[str, UpdateBase]:
+def insert_missing(table: Table) -> dict[str, UpdateBase]:
     """Return the statement that adds a row which is not there, by dialect."""
     return {
         "sqlite": sqlite.insert(table).on_conflict_do_nothing(),
@@ -118,8 +113,7 @@ def _insert_missing(table: Table) -> dict[str, UpdateBase]:
 
 
 #: Adds a delivery; :func:`row_of` has its values.
-INSERT = _insert_missing(deliveries)
-_PAUSE = _insert_missing(pauses)
+INSERT = insert_missing(deliveries)
 
 
 def row_of(addition: Addition, now: float, hold: Hold | None) -> dict[str, Any]:
@@ -252,17 +246,21 @@ def _readable(
                 raise TypeError("the data is not an object")
         except (TypeError, ValueError) as error:
             values = {"error": f"The row can't be read: {error}", "finished_at": now}
-            _moved(
+            moved(
                 connection,
                 _d.id == row.id,
                 state=DeliveryState.DISCARDED,
                 unique_key=None,
                 **values,
             )
-            _release_parent(connection, row.parent_id)
+            release_parent(connection, row.parent_id)
         else:
             envelopes.append(envelope)
     return envelopes
+
+
+def paused(connection: Connection) -> list[str]:
+    return list(connection.execute(select(pauses.c.queue).order_by(pauses.c.queue)).scalars())
 
 
 def make_due(connection: Connection, *, now: float) -> int:
@@ -407,7 +405,7 @@ def complete(
     parent_id = _lock_awaiting_parent(connection, envelope)
     is_split = any(addition.envelope.parent_id == envelope.id for addition in additions)
     kept = {} if is_split and envelope.is_awaited else {"unique_key": None}
-    done = _moved(
+    done = moved(
         connection,
         _held(envelope, begun=True),
         state=DeliveryState.COMPLETED,
@@ -420,7 +418,7 @@ def complete(
     )
     if done:
         add(connection, additions, now=now)
-        _release_parent(connection, parent_id)
+        release_parent(connection, parent_id)
     return done
 
 
@@ -451,7 +449,7 @@ def give_back(
     if begun:
         fence = or_(fence, _held(envelope, begun=True))
     later = {} if run_at is None else {"run_at": run_at}
-    return _moved(
+    return moved(
         connection,
         fence,
         state=DeliveryState.AVAILABLE,
@@ -500,9 +498,9 @@ def fail(
     if run_at is None:
         values = {"state": DeliveryState.DISCARDED, "finished_at": now, "unique_key": None}
     values |= {"relay": None, "lease": None, "error": clean(error), "crashes": crashes}
-    _moved(connection, fence, **values)
+    moved(connection, fence, **values)
     if run_at is None:
-        _release_parent(connection, parent_id)
+        release_parent(connection, parent_id)
         if last_words is not None:
             add(connection, last_words(_envelope(row, row.lease)), now=now)
     return Failed(run_at)
@@ -525,7 +523,7 @@ def gather(connection: Connection, parent_id: str) -> dict[str, Any] | None:
         return None
     results = {row.receiver: json.loads(row.result or _NOTHING)["result"] for row in rows}
     text = json.dumps({"result": results}, separators=(",", ":"))
-    is_first = _moved(connection, and_(_d.id == parent_id, _d.result.is_(None)), result=text)
+    is_first = moved(connection, and_(_d.id == parent_id, _d.result.is_(None)), result=text)
     return results if is_first else None
 
 
@@ -542,7 +540,7 @@ def _held(envelope: Envelope, *, begun: bool) -> ColumnElement[bool]:
     )
 
 
-def _moved(connection: Connection, fence: ColumnElement[bool], **values: Any) -> bool:
+def moved(connection: Connection, fence: ColumnElement[bool], **values: Any) -> bool:
     return connection.execute(update(deliveries).where(fence).values(**values)).rowcount == 1
 
 
@@ -555,309 +553,11 @@ def _lock_awaiting_parent(connection: Connection, child: Envelope) -> str | None
     return found
 
 
-def _release_parent(connection: Connection, parent_id: str | None) -> None:
+def release_parent(connection: Connection, parent_id: str | None) -> None:
     """Free the unique key of a parent whose last child has finished."""
     if parent_id is None:
         return
-    waits = select(_d.id).where(_d.parent_id == parent_id, _d.state.in_(_UNFINISHED)).limit(1)
+    waits = select(_d.id).where(_d.parent_id == parent_id, _d.state.in_(UNFINISHED)).limit(1)
     # Locked, it is what was committed last, whatever snapshot an app's transaction has of MariaDB.
     if connection.execute(waits.with_for_update(read=True)).first() is None:
-        _moved(connection, _d.id == parent_id, unique_key=None)
-
-
-# -- relays ---------------------------------------------------------------------------------------
-
-
-class Seen(NamedTuple):
-    """A relay as its row shows it. ``beat`` changes as long as it lives."""
-
-    id: str
-    name: str
-    queues: str
-    host: str
-    pid: int
-    place: str | None
-    beat: int
-    started_at: float
-    seen_at: float
-    trouble: str | None
-
-
-def beat(
-    connection: Connection,
-    relay: str,
-    *,
-    host: str,
-    pid: int,
-    place: str | None,
-    trouble: str | None,
-    now: float,
-    name: str = "",
-    queues: Sequence[str] = (),
-) -> list[Seen]:
-    """Show that ``relay`` lives, and return all the others, dead or alive."""
-    trouble = None if trouble is None else clean(trouble)
-    alive = {"beat": relays.c.beat + 1, "seen_at": now, "trouble": trouble}
-    if not connection.execute(update(relays).where(relays.c.id == relay).values(**alive)).rowcount:
-        who = {"id": relay, "name": name, "queues": " ".join(queues)[:1000]}
-        row = {**who, "host": host, "pid": pid, "place": place, "started_at": now}
-        connection.execute(insert(relays).values(beat=1, seen_at=now, trouble=trouble, **row))
-    others = [seen for seen in all_relays(connection) if seen.id != relay]
-    return others + _unlisted(connection, now)
-
-
-def _unlisted(connection: Connection, now: float) -> list[Seen]:
-    """Return those that hold deliveries and have no row: who was buried alive, and then died."""
-    holders = connection.execute(
-        select(_d.relay)
-        .where(
-            _d.state == DeliveryState.EXECUTING,
-            _d.relay.is_not(None),
-            _d.relay.not_in(select(relays.c.id)),
-        )
-        .distinct()
-    ).scalars()
-    return [Seen(holder, "", "", "", 0, None, 0, now, now, None) for holder in holders]
-
-
-def all_relays(connection: Connection) -> list[Seen]:
-    return [Seen(*row) for row in connection.execute(select(relays).order_by(relays.c.id))]
-
-
-def executing(connection: Connection) -> dict[str, list[str]]:
-    """Return the ids of what runs, not only claimed, by relay: the first of them, if many."""
-    found = connection.execute(
-        select(_d.relay, _d.id)
-        .where(_d.state == DeliveryState.EXECUTING, _d.started_at.is_not(None))
-        .order_by(_d.started_at, _d.id)
-        .limit(BATCH)
-    )
-    ids: dict[str, list[str]] = {}
-    for relay, delivery_id in found:
-        ids.setdefault(relay, []).append(delivery_id)
-    return ids
-
-
-def sign_off(connection: Connection, relay: str) -> None:
-    connection.execute(delete(relays).where(relays.c.id == relay))
-
-
-class Orphan(NamedTuple):
-    """A delivery whose holder died, or forgot it."""
-
-    envelope: Envelope
-    has_begun: bool
-
-
-def held_by(connection: Connection, relay: str) -> list[Orphan]:
-    """Return what ``relay`` executes, as far as the table knows."""
-    rows = connection.execute(
-        select(deliveries)
-        .where(_d.relay == relay, _d.state == DeliveryState.EXECUTING)
-        .order_by(_d.id)
-        .limit(BATCH)
-    ).all()
-    return [_orphan(row, row.started_at is not None) for row in rows]
-
-
-def _orphan(row: Any, has_begun: bool) -> Orphan:
-    envelope = Envelope(
-        id=row.id,
-        task=row.task,
-        body=row.body,
-        attempt=row.attempts if has_begun else row.attempts + 1,
-        parent_id=row.parent_id,
-        receiver=row.receiver or None,
-        lease=row.lease,
-        is_awaited=row.context.endswith(",true]"),
-    )
-    return Orphan(envelope, has_begun)
-
-
-# -- looking after them ---------------------------------------------------------------------------
-
-
-def find(
-    connection: Connection,
-    *,
-    ids: Collection[str] | None = None,
-    ref: str | None = None,
-    state: str | None = None,
-    task: str | None = None,
-    queue: str | None = None,
-    limit: int | None = None,
-) -> list[Any]:
-    """Return rows, newest first."""
-    query = select(deliveries).order_by(_d.created_at.desc(), _d.id.desc()).limit(limit)
-    if ids is not None:
-        query = query.where(_d.id.in_(list(ids)))
-    wanted = {_d.ref: ref, _d.state: state, _d.task: task, _d.queue: queue}
-    for column, value in wanted.items():
-        if value is not None:
-            query = query.where(column == value)
-    return list(connection.execute(query).all())
-
-
-def ids_of(
-    connection: Connection,
-    states: Collection[str],
-    *,
-    task: str | None = None,
-    queue: str | None = None,
-    after: str = "",
-) -> list[str]:
-    """Return a batch of ids, in their order, that come ``after`` another."""
-    which = _those(states, task, queue) & (_d.id > after)
-    return list(
-        connection.execute(select(_d.id).where(which).order_by(_d.id).limit(BATCH)).scalars()
-    )
-
-
-def count(
-    connection: Connection,
-    states: Collection[str],
-    *,
-    task: str | None = None,
-    queue: str | None = None,
-) -> int:
-    which = _those(states, task, queue)
-    return connection.execute(
-        select(func.count()).select_from(deliveries).where(which)
-    ).scalar_one()
-
-
-def _those(states: Collection[str], task: str | None, queue: str | None) -> ColumnElement[bool]:
-    which: list[ColumnElement[bool]] = [_d.state.in_(states)]
-    if task is not None:
-        which.append(_d.task == task)
-    if queue is not None:
-        which.append(_d.queue == queue)
-    return and_(*which)
-
-
-def counts(connection: Connection) -> dict[str, int]:
-    rows = connection.execute(select(_d.state, func.count()).group_by(_d.state))
-    return {str(state): number for state, number in rows}
-
-
-def backlog(connection: Connection) -> list[tuple[str, str, int, float]]:
-    """Return task, receiver, how many are unfinished, and when the first of them is due."""
-    rows = connection.execute(
-        select(_d.task, _d.receiver, func.count(), func.min(_d.run_at))
-        .where(_d.state.in_(_UNFINISHED))
-        .group_by(_d.task, _d.receiver)
-        .order_by(_d.task, _d.receiver)
-    )
-    return [(task, receiver, number, due) for task, receiver, number, due in rows]
-
-
-def oldest_due(connection: Connection, *, now: float) -> float | None:
-    """Return since when the longest waiting delivery is due, in queues that are not paused."""
-    found: float | None = connection.execute(
-        select(func.min(_d.run_at)).where(
-            _d.state == DeliveryState.AVAILABLE,
-            _d.run_at <= now,
-            _d.queue.not_in(select(pauses.c.queue)),
-        )
-    ).scalar()
-    return found
-
-
-def paused(connection: Connection) -> list[str]:
-    return list(connection.execute(select(pauses.c.queue).order_by(pauses.c.queue)).scalars())
-
-
-def retry(connection: Connection, delivery_id: str, *, now: float) -> int:
-    """Make it due at once, with all its attempts before it; return how many that are.
-
-    Of a fan-out, the children that did not succeed are. What executes is left alone.
-    """
-    children = select(_d.id).where(_d.parent_id == delivery_id).limit(1)
-    which = and_(_d.id == delivery_id, _d.state != DeliveryState.EXECUTING)
-    if connection.execute(children).first() is not None:
-        which = and_(_d.parent_id == delivery_id, _d.state.in_(_UNSUCCESSFUL))
-    return connection.execute(update(deliveries).where(which).values(**_anew(now))).rowcount
-
-
-def retry_each(
-    connection: Connection, ids: Collection[str], states: Collection[str], *, now: float
-) -> int:
-    """Do the same for those of ``ids`` that are in one of ``states``; return how many they are.
-
-    Of a fan-out, its children are retried where they are named, their parent never.
-    """
-    families = connection.execute(select(_d.parent_id).where(_d.parent_id.in_(ids))).scalars()
-    single = set(ids).difference(families)
-    which = and_(_d.id.in_(sorted(single)), _d.state.in_(states))
-    return connection.execute(update(deliveries).where(which).values(**_anew(now))).rowcount
-
-
-def _anew(now: float) -> dict[str, Any]:
-    return {
-        "state": DeliveryState.AVAILABLE,
-        "run_at": now,
-        "attempts": 0,
-        "crashes": 0,
-        "finished_at": None,
-        "result": None,
-    }
-
-
-def cancel(connection: Connection, delivery_id: str, *, now: float) -> bool:
-    """End it and its children, whatever they do now; false if all of them had finished.
-
-    An attempt that runs can't be stopped, but what it says no longer counts.
-    """
-    # The one itself first: it may be about to become several.
-    connection.execute(select(_d.id).where(_d.id == delivery_id).with_for_update())
-    mine = or_(_d.id == delivery_id, _d.parent_id == delivery_id)
-    ended = connection.execute(
-        update(deliveries)
-        .where(mine, _d.state.in_(_UNFINISHED))
-        .values(
-            state=DeliveryState.CANCELLED,
-            relay=None,
-            lease=None,
-            finished_at=now,
-            unique_key=None,
-        )
-    ).rowcount
-    parent_id = connection.execute(
-        select(_d.parent_id).where(_d.id == delivery_id)
-    ).scalar_one_or_none()
-    for waiting in (parent_id, delivery_id):
-        _release_parent(connection, waiting)
-    return ended > 0
-
-
-def pause(connection: Connection, queue: str, *, now: float) -> None:
-    connection.execute(_PAUSE[connection.dialect.name], {"queue": queue, "paused_at": now})
-
-
-def resume(connection: Connection, queue: str) -> None:
-    connection.execute(delete(pauses).where(pauses.c.queue == queue))
-
-
-def count_old(connection: Connection, *, before: float) -> int:
-    """Return how many :func:`purge` would delete."""
-    old = select(func.count()).select_from(deliveries).where(_is_old(before))
-    return connection.execute(old).scalar_one()
-
-
-def purge(connection: Connection, *, before: float) -> int:
-    """Delete a batch of those that finished ``before``; return how many they were."""
-    ids = connection.execute(
-        select(_d.id)
-        .where(_is_old(before))
-        .order_by(_d.finished_at)
-        .limit(BATCH)
-        .with_for_update(skip_locked=True)
-    ).scalars()
-    found = list(ids)
-    if found:
-        connection.execute(delete(deliveries).where(_d.id.in_(found)))
-    return len(found)
-
-
-def _is_old(before: float) -> ColumnElement[bool]:
-    return and_(_d.finished_at < before, _d.state.in_(FINAL), _d.unique_key.is_(None))
+        moved(connection, _d.id == parent_id, unique_key=None)

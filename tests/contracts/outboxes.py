@@ -16,10 +16,11 @@ from sqlalchemy import Connection, delete, select
 
 from async_hooks.delivery import Addition, Terms
 from async_hooks.envelope import Envelope, new_id
-from async_hooks.outbox import store
+from async_hooks.outbox import store, upkeep
 from async_hooks.outbox.database import Database, engine_for
 from async_hooks.outbox.schema import deliveries, pauses, relays
-from async_hooks.outbox.store import Failed, Hold, Orphan
+from async_hooks.outbox.store import Failed, Hold
+from async_hooks.outbox.upkeep import Orphan
 
 T = TypeVar("T")
 
@@ -197,7 +198,7 @@ class Outbox:
         )
 
     def held_by(self, relay: str) -> list[Orphan]:
-        return self.database.read(lambda c: store.held_by(c, relay))
+        return self.database.read(lambda c: upkeep.held_by(c, relay))
 
     def bury(self, relay: str, *, now: float = NOW) -> None:
         """Take over what a dead relay held, as the living do."""
@@ -207,16 +208,16 @@ class Outbox:
                     self.fail(orphan.envelope, at(now), crashed=True, error="it died")
                 else:
                     self.give_back(orphan.envelope)
-        self.database.write(lambda c: store.sign_off(c, relay))
+        self.database.write(lambda c: upkeep.sign_off(c, relay))
 
     def retry(self, delivery_id: str, *, now: float = NOW) -> int:
-        return self.database.write(lambda c: store.retry(c, delivery_id, now=now))
+        return self.database.write(lambda c: upkeep.retry(c, delivery_id, now=now))
 
     def cancel(self, delivery_id: str, *, now: float = NOW) -> bool:
-        return self.database.write(lambda c: store.cancel(c, delivery_id, now=now))
+        return self.database.write(lambda c: upkeep.cancel(c, delivery_id, now=now))
 
     def purge(self, before: float = NOW + 1) -> int:
-        return self.database.write(lambda c: store.purge(c, before=before))
+        return self.database.write(lambda c: upkeep.purge(c, before=before))
 
     # -- at the same time
 

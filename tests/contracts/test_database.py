@@ -18,7 +18,7 @@ from sqlalchemy import Connection, Engine, NullPool, create_engine, exc, inspect
 
 from async_hooks.delivery import Addition, Terms
 from async_hooks.errors import ConfigError, OutboxUnavailable
-from async_hooks.outbox import schema, store
+from async_hooks.outbox import schema, store, upkeep
 from async_hooks.outbox.database import Database, engine_for, is_busy
 
 SERVERS = [kind for kind in KINDS if kind != "sqlite"]
@@ -78,7 +78,7 @@ def test_newer_tables_are_refused(empty: Outbox) -> None:
     empty.database.migrate()
     empty.database.write(lambda c: set_version(c, schema.VERSION + 1))
     newer = empty.another()
-    for use in (newer.migrate, lambda: newer.read(store.counts)):
+    for use in (newer.migrate, lambda: newer.read(upkeep.counts)):
         with pytest.raises(OutboxUnavailable, match=r"version 2; this code knows 1\. Update"):
             use()
     newer.engine.dispose()
@@ -118,7 +118,7 @@ def test_older_tables_are_told_with_what_updates_them(
     request.getfixturevalue("next_version")
     older = empty.another()
     with pytest.raises(OutboxUnavailable, match=r"version 1, and this code needs 2\. Run: flask"):
-        older.read(store.counts)
+        older.read(upkeep.counts)
     older.engine.dispose()
 
 
@@ -219,10 +219,10 @@ def test_a_lock_that_could_not_be_had_means_busy(outbox: Outbox) -> None:
     engine = outbox.database.engine
     impatient = create_engine(outbox.url, poolclass=NullPool)
     with engine.connect() as first, impatient.connect() as second:
-        store.cancel(first, added.id, now=NOW)
+        upkeep.cancel(first, added.id, now=NOW)
         second.execute(text(at_once[outbox.kind]))
         with pytest.raises(exc.DBAPIError) as caught:
-            store.cancel(second, added.id, now=NOW)
+            upkeep.cancel(second, added.id, now=NOW)
         second.rollback()
         first.rollback()
     assert is_busy(caught.value)
@@ -234,7 +234,7 @@ def test_a_password_is_not_in_what_goes_wrong(tmp_path: Path) -> None:
         engine = engine_for(url, tmp_path, synchronous="NORMAL")
         database = Database(lambda engine=engine: engine, patience=0.0)  # type: ignore[misc]
         with pytest.raises(OutboxUnavailable) as caught:
-            database.read(store.counts)
+            database.read(upkeep.counts)
         assert "secret" not in str(caught.value)
 
 
@@ -258,7 +258,7 @@ def test_sqlites_files_are_nobody_elses_to_read(file: Path) -> None:
     try:
         database = sqlite(file, 3)
         with database.engine.connect() as connection:
-            database.write(lambda c: store.pause(c, "mail", now=NOW))
+            database.write(lambda c: upkeep.pause(c, "mail", now=NOW))
             store.paused(connection)
             modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in file.parent.iterdir()}
     finally:
@@ -269,7 +269,7 @@ def test_sqlites_files_are_nobody_elses_to_read(file: Path) -> None:
 
 def test_a_write_waits_for_sqlites_other_writer(file: Path) -> None:
     database = sqlite(file, 30)
-    database.read(store.counts)
+    database.read(upkeep.counts)
     waits = threading.Event()
     tell = database._try
 
@@ -279,7 +279,7 @@ def test_a_write_waits_for_sqlites_other_writer(file: Path) -> None:
 
     database._try = tried  # type: ignore[method-assign]
     writing = threading.Thread(
-        target=lambda: database.write(lambda c: store.pause(c, "mail", now=NOW))
+        target=lambda: database.write(lambda c: upkeep.pause(c, "mail", now=NOW))
     )
     with closing(sqlite3.connect(file, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
@@ -294,11 +294,11 @@ def test_a_write_waits_for_sqlites_other_writer(file: Path) -> None:
 
 def test_a_write_that_waits_in_vain_says_so_and_nothing_is_kept(file: Path) -> None:
     database = sqlite(file, 0.02)
-    database.read(store.counts)
+    database.read(upkeep.counts)
     with closing(sqlite3.connect(file, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(OutboxUnavailable, match="can't be used: database is locked"):
-            database.write(lambda c: store.pause(c, "mail", now=NOW))
+            database.write(lambda c: upkeep.pause(c, "mail", now=NOW))
         other.execute("ROLLBACK")
     assert database.read(store.paused) == []
     database.engine.dispose()

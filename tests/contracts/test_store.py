@@ -13,7 +13,7 @@ from outboxes import NOW, Outbox, an_outbox, at, envelope, give_up
 from async_hooks.delivery import Addition, Terms
 from async_hooks.envelope import Envelope, Origin
 from async_hooks.errors import DataError
-from async_hooks.outbox import store
+from async_hooks.outbox import store, upkeep
 from async_hooks.outbox.store import Failed, Hold
 
 COLUMNS_OF_A_HOLDER = ("relay", "lease")
@@ -237,9 +237,9 @@ def test_queues_that_differ_only_in_case_are_two(outbox: Outbox) -> None:
 
 def test_queues_that_differ_only_in_case_are_paused_apart(outbox: Outbox) -> None:
     small, _ = outbox.added(queue="mail"), outbox.added(queue="Mail")
-    outbox.database.write(lambda c: store.pause(c, "Mail", now=NOW))
+    outbox.database.write(lambda c: upkeep.pause(c, "Mail", now=NOW))
     assert ids(outbox.claim()) == [small.id]
-    outbox.database.write(lambda c: store.pause(c, "mail", now=NOW))
+    outbox.database.write(lambda c: upkeep.pause(c, "mail", now=NOW))
     assert outbox.database.read(store.paused) == ["Mail", "mail"]
 
 
@@ -251,10 +251,10 @@ def test_kinds_that_differ_only_in_case_are_two(outbox: Outbox) -> None:
 def test_a_paused_queue_is_left_alone_until_it_is_resumed(outbox: Outbox) -> None:
     paused, other = outbox.added(queue="mail"), outbox.added()
     for _ in range(2):  # Twice is as good as once.
-        outbox.database.write(lambda c: store.pause(c, "mail", now=NOW))
+        outbox.database.write(lambda c: upkeep.pause(c, "mail", now=NOW))
     assert outbox.database.read(store.paused) == ["mail"]
     assert ids(outbox.claim()) == [other.id]
-    outbox.database.write(lambda c: store.resume(c, "mail"))
+    outbox.database.write(lambda c: upkeep.resume(c, "mail"))
     assert ids(outbox.claim()) == [paused.id]
 
 
@@ -494,9 +494,9 @@ def test_what_was_given_back_and_claimed_again_has_not_begun(outbox: Outbox) -> 
     assert not orphan.has_begun
 
 
-def beat(outbox: Outbox, relay: str, now: float = NOW, **said: Any) -> list[store.Seen]:
+def beat(outbox: Outbox, relay: str, now: float = NOW, **said: Any) -> list[upkeep.Seen]:
     said = {"host": "shop", "pid": 7, "place": None, "trouble": None, **said}
-    return outbox.database.write(lambda c: store.beat(c, relay, now=now, **said))
+    return outbox.database.write(lambda c: upkeep.beat(c, relay, now=now, **said))
 
 
 def test_a_beat_shows_who_lives_and_returns_the_others(outbox: Outbox) -> None:
@@ -516,7 +516,7 @@ def test_a_beat_returns_those_that_hold_and_have_no_row(outbox: Outbox) -> None:
 
 def test_who_signed_off_is_not_seen_any_more(outbox: Outbox) -> None:
     beat(outbox, "one")
-    outbox.database.write(lambda c: store.sign_off(c, "one"))
+    outbox.database.write(lambda c: upkeep.sign_off(c, "one"))
     assert beat(outbox, "two") == []
 
 
@@ -568,7 +568,7 @@ def test_many_are_retried_but_no_parent_for_its_children(outbox: Outbox) -> None
     outbox.fail(two)
     ids = [parent.id, one.id, two.id]
     states = ["completed", "discarded"]
-    done = outbox.database.write(lambda c: store.retry_each(c, ids, states, now=NOW))
+    done = outbox.database.write(lambda c: upkeep.retry_each(c, ids, states, now=NOW))
     assert done == 2
     assert outbox.state(parent.id) == "completed"
 
@@ -602,7 +602,7 @@ def test_only_what_finished_long_ago_is_purged(outbox: Outbox) -> None:
     old, new = outbox.begun(), outbox.begun()
     outbox.complete(old, now=NOW - 10)
     outbox.complete(new, now=NOW)
-    assert outbox.database.read(lambda c: store.count_old(c, before=NOW)) == 1
+    assert outbox.database.read(lambda c: upkeep.count_old(c, before=NOW)) == 1
     assert outbox.purge(NOW) == 1
     assert {row["id"] for row in outbox.rows()} == {new.id, *ids(kept)}
     assert outbox.purge(NOW) == 0
@@ -621,7 +621,7 @@ def test_a_parent_that_holds_a_unique_key_is_not_purged(outbox: Outbox) -> None:
 def test_a_purge_goes_in_bounded_batches_the_oldest_first(
     outbox: Outbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store, "BATCH", 2)
+    monkeypatch.setattr(upkeep, "BATCH", 2)
     finished = [outbox.begun() for _ in range(5)]
     for age, each in enumerate(finished):
         outbox.complete(each, now=NOW - age)
@@ -634,11 +634,11 @@ def test_rows_are_counted_by_state(outbox: Outbox) -> None:
     outbox.added(run_at=NOW + 1)
     outbox.complete(outbox.begun())
     outbox.claimed()
-    found = outbox.database.read(store.counts)
+    found = outbox.database.read(upkeep.counts)
     assert found == {"available": 1, "executing": 1, "completed": 1}
-    assert outbox.database.read(lambda c: store.count(c, ["available", "completed"])) == 2
-    assert outbox.database.read(lambda c: store.count(c, ["available"], queue="mail")) == 0
-    assert outbox.database.read(lambda c: store.count(c, ["available"], task="shop.Task")) == 1
+    assert outbox.database.read(lambda c: upkeep.count(c, ["available", "completed"])) == 2
+    assert outbox.database.read(lambda c: upkeep.count(c, ["available"], queue="mail")) == 0
+    assert outbox.database.read(lambda c: upkeep.count(c, ["available"], task="shop.Task")) == 1
 
 
 def test_the_backlog_is_what_is_unfinished_by_task_and_receiver(outbox: Outbox) -> None:
@@ -646,7 +646,7 @@ def test_the_backlog_is_what_is_unfinished_by_task_and_receiver(outbox: Outbox) 
     outbox.add(envelope(receiver="one"), run_at=NOW + 5)
     outbox.add(envelope(receiver="one"), run_at=NOW + 3)
     outbox.claimed(run_at=NOW - 1)
-    assert outbox.database.read(store.backlog) == [
+    assert outbox.database.read(upkeep.backlog) == [
         ("shop.Task", "", 1, NOW - 1),
         ("shop.Task", "one", 2, NOW + 3),
     ]
@@ -654,14 +654,14 @@ def test_the_backlog_is_what_is_unfinished_by_task_and_receiver(outbox: Outbox) 
 
 def test_the_oldest_due_waits_in_a_queue_that_is_not_paused(outbox: Outbox) -> None:
     def oldest() -> float | None:
-        return outbox.database.read(lambda c: store.oldest_due(c, now=NOW))
+        return outbox.database.read(lambda c: upkeep.oldest_due(c, now=NOW))
 
     outbox.added(run_at=NOW + 1)
     assert oldest() is None
     outbox.added(run_at=NOW - 1)
     outbox.added(run_at=NOW - 9, queue="mail")
     assert oldest() == NOW - 9
-    outbox.database.write(lambda c: store.pause(c, "mail", now=NOW))
+    outbox.database.write(lambda c: upkeep.pause(c, "mail", now=NOW))
     assert oldest() == NOW - 1
 
 
@@ -672,7 +672,7 @@ def test_deliveries_are_found_newest_first_by_what_is_asked(outbox: Outbox) -> N
     outbox.add(third, now=NOW + 2)
 
     def found(**asked: Any) -> list[str]:
-        rows = outbox.database.read(lambda c: store.find(c, **asked))
+        rows = outbox.database.read(lambda c: upkeep.find(c, **asked))
         return [row.id for row in rows]
 
     assert found() == [third.id, second.id, first.id]
@@ -689,16 +689,16 @@ def test_references_that_differ_only_in_case_or_accent_are_two(outbox: Outbox) -
     wanted = outbox.added(ref="cafe")
     for other in ("Cafe", "café", "cafe "):
         outbox.added(ref=other)
-    rows = outbox.database.read(lambda c: store.find(c, ref="cafe"))
+    rows = outbox.database.read(lambda c: upkeep.find(c, ref="cafe"))
     assert [row.id for row in rows] == [wanted.id]
 
 
 def test_ids_come_in_batches_one_after_another(
     outbox: Outbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store, "BATCH", 2)
+    monkeypatch.setattr(upkeep, "BATCH", 2)
     added = [outbox.added().id for _ in range(3)]
-    ask = store.ids_of
+    ask = upkeep.ids_of
     assert outbox.database.read(lambda c: ask(c, ["available"])) == added[:2]
     assert outbox.database.read(lambda c: ask(c, ["available"], after=added[1])) == added[2:]
 

@@ -12,7 +12,7 @@ from sqlalchemy import Connection, create_engine
 
 from async_hooks.delivery import Addition, Terms
 from async_hooks.envelope import Envelope, new_id
-from async_hooks.outbox import store
+from async_hooks.outbox import store, upkeep
 from async_hooks.outbox.database import Database
 from async_hooks.outbox.store import Hold
 
@@ -42,7 +42,7 @@ def discard(connection: Connection, held: Envelope) -> object:
 
 
 def cancel(connection: Connection, held: Envelope) -> object:
-    return store.cancel(connection, held.id, now=NOW)
+    return upkeep.cancel(connection, held.id, now=NOW)
 
 
 # -- claiming
@@ -58,7 +58,7 @@ def test_each_row_is_claimed_by_one_and_none_is_left(outbox: Outbox, relays: int
         own = outbox.another(patience=30)
         hold = Hold(new_id(), new_id())
         # What others have locked just now is skipped: an empty claim is not yet the end.
-        while outbox.database.read(lambda c: store.count(c, ["available"])):
+        while outbox.database.read(lambda c: upkeep.count(c, ["available"])):
             claimed += own.write(lambda c: store.claim(c, hold, kinds=KNOWN, limit=7, now=NOW))
         own.engine.dispose()
         return claimed
@@ -199,7 +199,7 @@ def test_a_transaction_that_has_read_frees_the_key_with_the_last_child(
     parent = outbox.begun(unique_key="key")
     one, two = outbox.split(parent, "one", "two")
     with app_database.engine.connect() as connection:
-        store.counts(connection)  # As a receiver reads in the app's session.
+        upkeep.counts(connection)  # As a receiver reads in the app's session.
         outbox.complete(one)
         assert complete(connection, two)
         connection.commit()
@@ -212,7 +212,7 @@ def test_a_transaction_that_has_read_learns_the_winner_of_a_unique_key(
 ) -> None:
     loser = Addition(envelope(), Terms(unique_key="key"))
     with app_database.engine.connect() as connection:
-        store.counts(connection)
+        upkeep.counts(connection)
         winner = outbox.added(unique_key="key")
         lost = store.add(connection, [loser], now=NOW)
         connection.commit()
@@ -225,21 +225,21 @@ def test_a_transaction_that_has_read_learns_the_winner_of_a_unique_key(
 def test_two_purges_at_once_delete_each_row_once(
     outbox: Outbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store, "BATCH", 5)
+    monkeypatch.setattr(upkeep, "BATCH", 5)
     for _ in range(8):
         outbox.complete(outbox.begun())
-    assert outbox.meanwhile(lambda c: store.purge(c, before=NOW + 1), lambda c: purge(c)) == 3
+    assert outbox.meanwhile(lambda c: upkeep.purge(c, before=NOW + 1), lambda c: purge(c)) == 3
     assert outbox.rows() == []
 
 
 def purge(connection: Connection) -> int:
-    return store.purge(connection, before=NOW + 1)
+    return upkeep.purge(connection, before=NOW + 1)
 
 
 def test_a_purge_and_a_retry_at_once_leave_it_whole_or_gone(outbox: Outbox) -> None:
     running = outbox.begun()
     outbox.complete(running)
-    purged = outbox.meanwhile(lambda c: store.retry(c, running.id, now=NOW), purge)
+    purged = outbox.meanwhile(lambda c: upkeep.retry(c, running.id, now=NOW), purge)
     assert [row["state"] for row in outbox.rows()] == ["available"]
     assert purged == 0
 
@@ -247,7 +247,7 @@ def test_a_purge_and_a_retry_at_once_leave_it_whole_or_gone(outbox: Outbox) -> N
 def test_two_who_pause_a_queue_at_once_both_have(outbox: Outbox) -> None:
 
     def pause(connection: Connection) -> None:
-        store.pause(connection, "mail", now=NOW)
+        upkeep.pause(connection, "mail", now=NOW)
 
     outbox.meanwhile(pause, pause)
     assert outbox.database.read(store.paused) == ["mail"]
