@@ -190,9 +190,13 @@ class Claims:
             if notes.thread is None:
                 name = f"async_hooks-{self._app.name}-claims"
                 thread = threading.Thread(target=self._run, args=(notes,), name=name, daemon=True)
+                # From its very first run on, this process answers for what it runs: whoever sent
+                # it may die before our first beat.
+                self._ledger.me.is_beating.set()
                 try:
                     thread.start()
                 except RuntimeError as error:
+                    self._ledger.me.is_beating.clear()
                     logger.error("No thread can be started to relay; others have to: %s", error)
                 else:
                     notes.thread = thread

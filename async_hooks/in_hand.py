@@ -60,7 +60,8 @@ class InHand:
         self.held: dict[str, Held] = {}
         self.running: dict[Key, Running] = {}
         self.ended: dict[Key, Ended] = {}
-        #: Set while a relay beats for this process: only then does it answer for what it runs.
+        #: Set when a relay beats for this process, or is about to: only then does it answer for
+        #: what it runs.
         self.is_beating = threading.Event()
 
     @cached_property
