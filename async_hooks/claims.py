@@ -112,7 +112,8 @@ class Claims:
     def reserve(self, envelope: Envelope, queue: str) -> Envelope | None:
         """Return ``envelope``, about to be added, with a lease of ours; None without room."""
         notes, me = self._notes.get(), self._ledger.me
-        is_ready = me.is_beating.is_set() and not notes.stopping.is_set()
+        has_looked = notes.beat_at > float("-inf")  # It knows what is paused, and is known itself.
+        is_ready = me.is_beating.is_set() and has_looked and not notes.stopping.is_set()
         if not is_ready or notes.breaker.trouble is not None or self._room() <= 0:
             return None
         if queue in notes.paused:
