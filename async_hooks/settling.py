@@ -120,23 +120,29 @@ class Settling:
 
         ``failure`` is told where no endpoint has told it.
         """
+        before = self._ledger.tally(envelope)
+        if before is None:  # Another attempt has taken its place; this one does not count.
+            return
+        failures, crashes = before
+        crashed = rule.then is Then.AT_ONCE
+        # Decided out of the transaction: it asks the task, and the fence keeps the answer true.
+        run_at = self._again_at(envelope, rule, after, failures + (not crashed), crashes + crashed)
         error = str(state_of(self._app).redact(error))
-        failed = self._ledger.fail(
+        if not self._ledger.fail(
             envelope,
             error,
-            lambda failures, crashes: self._again_at(envelope, rule, after, failures, crashes),
-            crashed=rule.then is Then.AT_ONCE,
+            run_at,
+            crashed=crashed,
             last_words=lambda discarded: self._last_words(discarded, error),
-        )
-        if failed is None:  # Another attempt has taken its place; this one does not count.
+        ):
             return
         if failure is not None:
             tell(task_failed, self._app, envelope=envelope, exception=failure)
-        if failed.run_at is None:
+        if run_at is None:
             tell(task_discarded, self._app, envelope=envelope, error=error)
         else:
-            run_at = datetime.fromtimestamp(failed.run_at, UTC)
-            tell(task_retrying, self._app, envelope=envelope, run_at=run_at)
+            again_at = datetime.fromtimestamp(run_at, UTC)
+            tell(task_retrying, self._app, envelope=envelope, run_at=again_at)
 
     def bury(self, envelope: Envelope) -> None:
         """Count the death of the process that ran ``envelope``."""

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
+from sqlalchemy import Connection
+
 from ..delivery import Addition
 from ..envelope import Envelope
 from ..in_hand import Ended, InHand, Running
@@ -15,7 +17,7 @@ from ..verdict import Verdict
 from . import store, upkeep
 from .database import Database
 from .joined import Joined
-from .store import Decide, Failed, Hold, LastWords
+from .store import Hold, LastWords
 from .upkeep import Orphan, Seen
 
 #: Characters of an error that are kept.
@@ -129,13 +131,9 @@ class Ledger:
         :raises OutboxUnavailable: if it can't be written.
         """
 
-        def body(connection: object) -> bool:
+        def body(connection: Connection) -> bool:
             return store.complete(
-                connection,  # type: ignore[arg-type]
-                envelope,
-                result=result,
-                additions=additions,
-                now=self.now(),
+                connection, envelope, result=result, additions=additions, now=self.now()
             )
 
         if self.joined is not None:
@@ -204,14 +202,11 @@ class Ledger:
     ) -> int:
         """Let them be claimed again, ``after`` so many seconds; return how many still were ours."""
 
-        def body(connection: object) -> int:
+        run_at = None if after is None else self.now() + after
+
+        def body(connection: Connection) -> int:
             return sum(
-                store.give_back(
-                    connection,  # type: ignore[arg-type]
-                    envelope,
-                    begun=begun,
-                    run_at=None if after is None else self.now() + after,
-                )
+                store.give_back(connection, envelope, begun=begun, run_at=run_at)
                 for envelope in envelopes
             )
 
@@ -225,27 +220,26 @@ class Ledger:
         """Return the results of all receivers of a fan-out, once, when all are completed."""
         return self.database.write(lambda connection: store.gather(connection, parent_id))
 
+    def tally(self, envelope: Envelope) -> tuple[int, int] | None:
+        """Return the failures and the crashes before this attempt; None if it is stale."""
+        return self.database.read(lambda connection: store.tally(connection, envelope))
+
     def fail(
         self,
         envelope: Envelope,
         error: str,
-        decide: Decide,
+        run_at: float | None,
         *,
         crashed: bool = False,
         last_words: LastWords | None = None,
-    ) -> Failed | None:
-        before = self.database.read(lambda connection: store.tally(connection, envelope))
-        if before is None:
-            return None
-        # Decided out of the transaction: it asks the task, and the fence keeps the answer true.
-        failures, crashes = before
-        run_at = decide(failures + (not crashed), crashes + crashed)
+    ) -> bool:
+        """End the attempt, to be tried again at ``run_at`` or discarded; false if it is stale."""
         return self.database.write(
             lambda connection: store.fail(
                 connection,
                 envelope,
                 error[:MAX_ERROR],
-                lambda *_: run_at,
+                run_at,
                 crashed=crashed,
                 last_words=last_words,
                 now=self.now(),

@@ -329,15 +329,14 @@ def begin(connection: Connection, envelope: Envelope, *, relay: str | None, now:
     return connection.execute(BEGIN, begun(envelope, relay=relay, now=now)).rowcount == 1
 
 
+#: What holds as long as an attempt is the delivery's one and only, with the names of its values.
+_FENCED = {_d.id: "of", _d.state: "was", _d.lease: "by", _d.attempts: "so_far"}
+_FENCE = [column == bindparam(name) for column, name in _FENCED.items()]
+
 #: The statements that begin an attempt, and complete one that left nothing else to be done.
 BEGIN: UpdateBase = (
     update(deliveries)
-    .where(
-        _d.id == bindparam("of"),
-        _d.state == bindparam("was"),
-        _d.lease == bindparam("by"),
-        _d.attempts == bindparam("so_far"),
-    )
+    .where(*_FENCE)
     .values(
         attempts=bindparam("number"),
         started_at=bindparam("at"),
@@ -346,12 +345,7 @@ BEGIN: UpdateBase = (
 )
 COMPLETE: UpdateBase = (
     update(deliveries)
-    .where(
-        _d.id == bindparam("of"),
-        _d.state == bindparam("was"),
-        _d.lease == bindparam("by"),
-        _d.attempts == bindparam("so_far"),
-    )
+    .where(*_FENCE)
     .values(
         state=bindparam("is"),
         relay=null(),
@@ -460,15 +454,6 @@ def give_back(
     )
 
 
-class Failed(NamedTuple):
-    """``run_at`` is when it will be tried again; None: discarded."""
-
-    run_at: float | None
-
-
-#: Given the failures and crashes so far, this one included, says when to try again, or None.
-Decide = Callable[[int, int], float | None]
-
 #: Given the envelope of a delivery that is discarded, returns what is to be added.
 LastWords = Callable[[Envelope], Collection[Addition]]
 
@@ -477,33 +462,32 @@ def fail(
     connection: Connection,
     envelope: Envelope,
     error: str,
-    decide: Decide,
+    run_at: float | None,
     *,
     crashed: bool = False,
     last_words: LastWords | None = None,
     now: float,
-) -> Failed | None:
-    """End the attempt, that began, without success; None if it is stale.
+) -> bool:
+    """End the attempt, that began, without success; false if it is stale.
 
-    If that discards it, what ``last_words`` makes of its envelope is added.
+    It is tried again at ``run_at``. None discards it, and adds what ``last_words`` makes of it.
     """
     parent_id = _lock_awaiting_parent(connection, envelope)
     fence = _held(envelope, begun=True)
     row = connection.execute(select(deliveries).where(fence).with_for_update()).one_or_none()
     if row is None:
-        return None
-    crashes = row.crashes + crashed
-    run_at = decide(row.attempts - crashes, crashes)
+        return False
     values: dict[str, Any] = {"state": DeliveryState.AVAILABLE, "run_at": run_at}
     if run_at is None:
         values = {"state": DeliveryState.DISCARDED, "finished_at": now, "unique_key": None}
+    crashes = row.crashes + crashed
     values |= {"relay": None, "lease": None, "error": clean(error), "crashes": crashes}
     moved(connection, fence, **values)
     if run_at is None:
         release_parent(connection, parent_id)
         if last_words is not None:
             add(connection, last_words(_envelope(row, row.lease)), now=now)
-    return Failed(run_at)
+    return True
 
 
 def clean(text: str) -> str:
@@ -531,13 +515,8 @@ _NOTHING = '{"result":null}'
 
 
 def _held(envelope: Envelope, *, begun: bool) -> ColumnElement[bool]:
-    """The fence: what holds as long as this attempt is the delivery's one and only."""
-    return and_(
-        _d.id == envelope.id,
-        _d.state == DeliveryState.EXECUTING,
-        _d.lease == envelope.lease,
-        _d.attempts == (envelope.attempt if begun else envelope.attempt - 1),
-    )
+    values = _fence(envelope, begun=begun)
+    return and_(*(column == values[name] for column, name in _FENCED.items()))
 
 
 def moved(connection: Connection, fence: ColumnElement[bool], **values: Any) -> bool:

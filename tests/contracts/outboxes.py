@@ -19,7 +19,7 @@ from async_hooks.envelope import Envelope, new_id
 from async_hooks.outbox import store, upkeep
 from async_hooks.outbox.database import Database, engine_for
 from async_hooks.outbox.schema import deliveries, pauses, relays
-from async_hooks.outbox.store import Failed, Hold
+from async_hooks.outbox.store import Hold
 from async_hooks.outbox.upkeep import Orphan
 
 T = TypeVar("T")
@@ -48,15 +48,6 @@ def envelope(**members: Any) -> Envelope:
     """Return an envelope that no other call returns; later ones have later ids."""
     made = Envelope(id=f"envelope-{next(_numbers):06}", task="shop.Task", body='{"n":1}')
     return made._replace(**members)
-
-
-def at(when: float) -> Callable[[int, int], float | None]:
-    """Decide to try again at ``when``, whatever has happened so far."""
-    return lambda failures, crashes: when
-
-
-def give_up(failures: int, crashes: int) -> None:
-    """Decide to discard it."""
 
 
 class Outbox:
@@ -184,17 +175,20 @@ class Outbox:
     ) -> bool:
         return self.database.write(lambda c: store.give_back(c, held, begun=begun, run_at=run_at))
 
+    def tally(self, held: Envelope) -> tuple[int, int] | None:
+        return self.database.read(lambda c: store.tally(c, held))
+
     def fail(
         self,
         held: Envelope,
-        decide: Callable[[int, int], float | None] = give_up,
+        run_at: float | None = None,
         *,
         error: str = "it failed",
         crashed: bool = False,
         now: float = NOW,
-    ) -> Failed | None:
+    ) -> bool:
         return self.database.write(
-            lambda c: store.fail(c, held, error, decide, crashed=crashed, now=now)
+            lambda c: store.fail(c, held, error, run_at, crashed=crashed, now=now)
         )
 
     def held_by(self, relay: str) -> list[Orphan]:
@@ -205,7 +199,7 @@ class Outbox:
         while orphans := self.held_by(relay):
             for orphan in orphans:
                 if orphan.has_begun:
-                    self.fail(orphan.envelope, at(now), crashed=True, error="it died")
+                    self.fail(orphan.envelope, now, crashed=True, error="it died")
                 else:
                     self.give_back(orphan.envelope)
         self.database.write(lambda c: upkeep.sign_off(c, relay))

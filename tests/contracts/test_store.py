@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 from databases import KINDS
-from outboxes import NOW, Outbox, an_outbox, at, envelope, give_up
+from outboxes import NOW, Outbox, an_outbox, envelope
 
 from async_hooks.delivery import Addition, Terms
 from async_hooks.envelope import Envelope, Origin
 from async_hooks.errors import DataError
 from async_hooks.outbox import store, upkeep
-from async_hooks.outbox.store import Failed, Hold
+from async_hooks.outbox.store import Hold
 
 COLUMNS_OF_A_HOLDER = ("relay", "lease")
 
@@ -114,7 +114,7 @@ def test_two_additions_at_once_with_one_unique_key_are_one_delivery(outbox: Outb
 
 def test_a_unique_key_lasts_over_a_failure_that_is_retried(outbox: Outbox) -> None:
     running = outbox.begun(unique_key="key")
-    outbox.fail(running, at(NOW))
+    outbox.fail(running, NOW)
     loser = envelope()
     assert outbox.add(loser, unique_key="key") == {loser.id: running.id}
 
@@ -153,7 +153,7 @@ def test_a_child_that_is_to_be_retried_holds_its_parents_unique_key(outbox: Outb
     parent = outbox.begun(unique_key="key")
     one, two = outbox.split(parent, "one", "two")
     outbox.complete(one)
-    outbox.fail(two, at(NOW + 60))
+    outbox.fail(two, NOW + 60)
     assert outbox.key(parent.id) == "key"
 
 
@@ -164,7 +164,7 @@ def test_a_child_whose_process_dies_once_too_often_frees_its_parents_unique_key(
     one, _ = outbox.split(parent, "one", "two")
     assert outbox.complete(one)
     [orphan] = outbox.held_by("relay")
-    assert outbox.fail(orphan.envelope, give_up, crashed=True) is not None
+    assert outbox.fail(orphan.envelope, crashed=True)
     assert outbox.key(parent.id) is None
 
 
@@ -365,7 +365,7 @@ def test_what_has_not_begun_can_neither_be_completed_nor_fail(outbox: Outbox) ->
     claimed = outbox.claimed()
     before = outbox.rows()
     assert not outbox.complete(claimed)
-    assert outbox.fail(claimed) is None
+    assert not outbox.fail(claimed)
     assert outbox.rows() == before
 
 
@@ -388,9 +388,9 @@ def test_what_has_begun_is_given_back_only_if_that_is_said(outbox: Outbox) -> No
     assert again.attempt == 1
 
 
-def test_a_failure_is_retried_when_the_decision_says(outbox: Outbox) -> None:
+def test_a_failure_is_retried_when_it_is_said(outbox: Outbox) -> None:
     running = outbox.begun()
-    assert outbox.fail(running, at(NOW + 60), error="ünï 🍕") == Failed(NOW + 60)
+    assert outbox.fail(running, NOW + 60, error="ünï 🍕")
     row = outbox.row(running.id)
     assert (row["state"], row["run_at"], row["error"]) == ("available", NOW + 60, "ünï 🍕")
     assert (row["attempts"], row["crashes"], row["finished_at"]) == (1, 0, None)
@@ -398,33 +398,30 @@ def test_a_failure_is_retried_when_the_decision_says(outbox: Outbox) -> None:
     assert again.attempt == 2
 
 
-def test_a_failure_is_discarded_when_the_decision_says(outbox: Outbox) -> None:
+def test_a_failure_without_a_next_time_is_discarded(outbox: Outbox) -> None:
     running = outbox.begun()
-    assert outbox.fail(running, give_up, now=NOW + 3) == Failed(None)
+    assert outbox.fail(running, now=NOW + 3)
     row = outbox.row(running.id)
     assert (row["state"], row["finished_at"], row["error"]) == ("discarded", NOW + 3, "it failed")
     assert outbox.claim(now=NOW + 1000) == []
 
 
 def test_failures_and_crashes_are_counted_apart(outbox: Outbox) -> None:
-    counted: list[tuple[int, int]] = []
-
-    def decide(failures: int, crashes: int) -> float:
-        counted.append((failures, crashes))
-        return NOW
-
+    counted: list[tuple[int, int] | None] = []
     outbox.added()
     for crashed in (False, True, True, False):
         [claimed] = outbox.claim()
         outbox.begin(claimed)
-        outbox.fail(claimed, decide, crashed=crashed)
-    assert counted == [(1, 0), (1, 1), (1, 2), (2, 2)]
+        counted.append(outbox.tally(claimed))
+        outbox.fail(claimed, NOW, crashed=crashed)
+    assert counted == [(0, 0), (1, 0), (1, 1), (1, 2)]
+    assert outbox.tally(claimed) is None
 
 
 @pytest.mark.parametrize("error", ["nul \x00", "half of a pair \ud83c"], ids=["NUL", "surrogate"])
 def test_whatever_an_error_says_can_be_written(outbox: Outbox, error: str) -> None:
     running = outbox.begun()
-    assert outbox.fail(running, give_up, error=error) is not None
+    assert outbox.fail(running, error=error)
     assert outbox.state(running.id) == "discarded"
 
 
@@ -434,8 +431,8 @@ def every_write(outbox: Outbox, zombie: Envelope) -> list[object]:
     return [
         outbox.begin(zombie, relay="zombie"),
         outbox.complete(zombie, result="0", additions=[child, Addition(envelope(), Terms())]),
-        outbox.fail(zombie, at(NOW)),
-        outbox.fail(zombie, give_up, crashed=True),
+        outbox.fail(zombie, NOW),
+        outbox.fail(zombie, crashed=True),
         outbox.give_back(zombie),
         outbox.give_back(zombie, begun=True, run_at=NOW + 1),
     ]
@@ -531,7 +528,7 @@ def test_a_retry_makes_it_due_with_all_attempts_before_it(outbox: Outbox, end: s
     elif end == "completed":
         outbox.complete(running, result="{}")
     else:
-        outbox.fail(running, at(NOW + 60) if end == "available" else give_up, crashed=True)
+        outbox.fail(running, NOW + 60 if end == "available" else None, crashed=True)
     assert outbox.retry(running.id, now=NOW + 1) == 1
     row = outbox.row(running.id)
     assert (row["state"], row["run_at"], row["finished_at"]) == ("available", NOW + 1, None)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from databases import KINDS
-from outboxes import KNOWN, NOW, Outbox, an_outbox, at, envelope, give_up, together
+from outboxes import KNOWN, NOW, Outbox, an_outbox, envelope, together
 from sqlalchemy import Connection, create_engine
 
 from async_hooks.delivery import Addition, Terms
@@ -38,7 +38,7 @@ def complete(connection: Connection, held: Envelope) -> object:
 
 
 def discard(connection: Connection, held: Envelope) -> object:
-    return store.fail(connection, held, "no", give_up, now=NOW)
+    return store.fail(connection, held, "no", None, now=NOW)
 
 
 def cancel(connection: Connection, held: Envelope) -> object:
@@ -258,7 +258,7 @@ def test_two_who_bury_a_relay_at_once_count_one_crash(outbox: Outbox) -> None:
     [orphan] = outbox.held_by("relay")
 
     def bury(connection: Connection) -> object:
-        return store.fail(connection, orphan.envelope, "died", at(NOW), crashed=True, now=NOW)
+        return store.fail(connection, orphan.envelope, "died", NOW, crashed=True, now=NOW)
 
     assert outbox.meanwhile(bury, bury) is None
     row = outbox.row(running.id)
