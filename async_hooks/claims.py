@@ -104,8 +104,9 @@ class Claims:
         self._notes = PerProcess(Notes)
         self._ringer = PerProcess(lambda: Ringer(ledger.name))
         self._settling = Settling(app, config, ledger, self._notes.get, clock.monotonic)
-        shown = {"name": name, "queues": queues or ()}
-        self._rescue = Rescue(app, config, ledger, self._settling, wake=self.wake, **shown)  # type: ignore[arg-type]
+        self._rescue = Rescue(
+            app, config, ledger, self._settling, name=name, queues=queues or (), wake=self.wake
+        )
 
     # -- what is held
 
@@ -223,8 +224,8 @@ class Claims:
         notes, me = self._notes.get(), self._ledger.me
         notes.ended.set()
         notes.wakeup.set()
-        for end in notes.ended_by:
-            end()
+        if notes.bell is not None:
+            notes.bell.close()
         if notes.thread is not None:
             notes.thread.join(2 * POLL)
         if not (me.held or me.running):
@@ -237,8 +238,7 @@ class Claims:
     def _run(self, notes: Notes) -> None:
         """Take turns until it is stopped, and look after what still runs until the end."""
         pause = 0.0
-        bell = Bell(self._ledger.name, self._ledger.me.relay_id, self.wake)
-        notes.ended_by.append(bell.close)
+        notes.bell = Bell(self._ledger.name, self._ledger.me.relay_id, self.wake)
         while not notes.ended.is_set():
             try:
                 if notes.stopping.is_set():  # What still runs must not be taken for dead.

@@ -33,7 +33,7 @@ class Lifeline:
             self._folder = shared_folder(name)
             if self._folder is None:
                 return
-            self._path = self._folder / f"relay-{relay_id}"
+            self._path = line_of(self._folder, relay_id)
             self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self.place = place_of(self._folder)
@@ -45,21 +45,19 @@ class Lifeline:
         """Tell whether another relay is known to be dead; false where that can't be seen."""
         if self._folder is None or place is None or place != self.place:
             return False
-        return _is_released(self._folder / f"relay-{relay_id}")
+        return _is_released(line_of(self._folder, relay_id))
 
     def is_held(self, relay_id: str) -> bool:
         """Tell whether another relay is seen to live; false where that can't be seen."""
         if self._folder is None:
             return False
-        path = self._folder / f"relay-{relay_id}"
+        path = line_of(self._folder, relay_id)
         return path.exists() and not _is_released(path)
 
     def forget(self, relay_id: str) -> None:
         """Remove what a dead relay left, once nobody needs to know any more."""
         if self._folder is not None:
-            path = self._folder / f"relay-{relay_id}"
-            path.unlink(missing_ok=True)
-            bell_of(path).unlink(missing_ok=True)
+            _remove(line_of(self._folder, relay_id))
 
     def abandon(self) -> None:
         """Close it without ending it: a forked child's copy would outlive its parent."""
@@ -73,9 +71,14 @@ class Lifeline:
         self.abandon()
 
 
-def bell_of(line: Path) -> Path:
-    """Return the bell that lies beside the lifeline ``line``."""
-    return line.with_name(line.name.replace("relay-", "bell-", 1))
+def line_of(folder: Path, relay_id: str) -> Path:
+    return folder / f"relay-{relay_id}"
+
+
+def _remove(line: Path) -> None:
+    """Remove a lifeline, and the bell that lies beside it."""
+    line.unlink(missing_ok=True)
+    line.with_name(line.name.replace("relay-", "bell-", 1)).unlink(missing_ok=True)
 
 
 def _sweep(folder: Path) -> None:
@@ -83,8 +86,7 @@ def _sweep(folder: Path) -> None:
     for path in folder.glob("relay-*"):
         with suppress(OSError):
             if time.time() - path.stat().st_mtime > _LONG and _is_released(path):
-                path.unlink()
-                bell_of(path).unlink(missing_ok=True)
+                _remove(path)
 
 
 def has_ended(name: str, relay_id: str, place: str | None) -> bool:
@@ -95,7 +97,7 @@ def has_ended(name: str, relay_id: str, place: str | None) -> bool:
             return False
     except OSError:
         return False
-    return _is_released(folder / f"relay-{relay_id}")
+    return _is_released(line_of(folder, relay_id))
 
 
 def _is_released(path: Path) -> bool:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 
+from .bell import Bell
 from .envelope import Envelope
 from .settlement import Breaker
 
@@ -24,8 +24,7 @@ class Notes:
         self.wakeup = threading.Event()
         self.stopping = threading.Event()
         self.ended = threading.Event()
-        #: What the end has to close.
-        self.ended_by: list[Callable[[], None]] = []
+        self.bell: Bell | None = None
         self.breaker = Breaker()
         #: What keeps the loop itself from working.
         self.trouble: str | None = None

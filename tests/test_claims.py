@@ -390,6 +390,33 @@ def test_a_run_whose_sender_is_gone_is_settled_by_its_own_process(shop: Shop) ->
     assert sender.taken == []
 
 
+def test_a_run_outlives_its_sender_even_before_the_first_beat_of_its_own_process(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [launched] = shop.launch()
+    sender, executor, survivor = shop.process(), shop.process(), shop.process()
+    [envelope] = sender.turn()
+    monkeypatch.setattr(executor.claims, "_run", lambda notes: None)  # Its thread is still to run.
+    executor.claims.start()
+    assert executor.ledger.begin(envelope)
+    kill(sender)
+    survivor.turn()
+    assert executor.ledger.complete(envelope, None)
+    assert (shop.delivery(launched).attempts, shop.delivery(launched).crashes) == (1, 0)
+
+
+def test_a_process_takes_nothing_over_before_it_has_looked_once(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = shop.process()
+    monkeypatch.setattr(process.claims, "_run", lambda notes: None)
+    process.claims.start()
+    new = Envelope(id="new", task=shop.task.name, body="null")
+    assert process.claims.reserve(new, "default") is None
+    process.turn()
+    assert process.claims.reserve(new, "default") is not None
+
+
 def test_a_relay_whose_senders_are_stuck_lets_others_have_the_rest(shop: Shop) -> None:
     shop.launch(4)
     process, other = shop.process(), shop.process()

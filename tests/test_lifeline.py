@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from async_hooks import lifeline
 from async_hooks.in_hand import InHand
 from async_hooks.lifeline import Lifeline
 from async_hooks.processes import PerProcess
@@ -66,7 +67,7 @@ def holder(relay_id: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
 def line_of(relay_id: str) -> Path:
     folder = shared_folder(NAME)
     assert folder is not None
-    return folder / f"relay-{relay_id}"
+    return lifeline.line_of(folder, relay_id)
 
 
 def test_the_line_of_a_living_process_has_not_ended(observer: Lifeline) -> None:

@@ -98,8 +98,7 @@ class Database:
                 lambda connection: connection.execute(statement, values).rowcount,
                 repeatable=repeatable,
             )
-        if not self._ready.get():
-            self._prepare()
+        self._prepare()
         direct = self._direct.get()
 
         def once() -> int:
@@ -138,8 +137,7 @@ class Database:
         begin: Callable[[Connection], object] | None,
         repeatable: bool,
     ) -> T:
-        if not self._ready.get():
-            self._prepare()
+        self._prepare()
         return self._try(lambda: self._once(body, begin), repeatable=repeatable)
 
     def note_prepared(self) -> None:
@@ -153,6 +151,8 @@ class Database:
 
     def _prepare(self) -> None:
         """Look once in each process whether the tables are there; SQLite's are made."""
+        if self._ready.get():
+            return
         if self.engine.dialect.name == "sqlite":
             self.migrate()
         else:

@@ -252,15 +252,12 @@ class Outbox:
         late = timedelta(seconds=now - due) if due is not None else None
         relays = self.relays()
         alive = [relay for relay in relays if relay.is_alive]
-        problem = None
+        problem = trouble = next((relay.trouble for relay in alive if relay.trouble), None)
+        if late is not None and not alive:
+            problem, trouble = "A delivery is due, and no process relays.", "No process relays."
         if late is not None and late.total_seconds() > seconds(patience):
-            trouble = next((relay.trouble for relay in alive if relay.trouble), None)
             problem = f"A delivery has been due for {late.total_seconds():.0f} s."
-            problem += f" {trouble}" if trouble else "" if alive else " No process relays."
-        elif any(relay.trouble for relay in alive):
-            problem = next(relay.trouble for relay in alive if relay.trouble)
-        elif late is not None and not alive:
-            problem = "A delivery is due, and no process relays."
+            problem += f" {trouble}" if trouble is not None else ""
         return Health(ok=problem is None, oldest_due=late, relays=relays, problem=problem)
 
     def relays(self) -> list[RelaySeen]:
