@@ -27,9 +27,6 @@ SILENT_BEATS = 3
 #: Seconds that a run has beyond its time, before its own process fails it: its sender goes first.
 _MARGIN = 2.0
 
-#: Of what a dead process held, so much is taken over in one turn.
-_BATCH = 500
-
 logger = logging.getLogger("async_hooks")
 
 
@@ -108,21 +105,20 @@ class Rescue:
                 del others[relay_id]
 
     def _bury(self, relay_id: str) -> bool:
-        """Take over what a dead process held; return whether that was all."""
+        """Take over what a dead process held, at most a batch; return whether nothing is left."""
         orphans = self._ledger.held_by(relay_id)
-        if orphans:
-            logger.warning("Process %s is gone; %d deliveries go back.", relay_id, len(orphans))
+        if not orphans:
+            self._ledger.sign_off(relay_id)
+            self._ledger.me.lifeline.forget(relay_id)
+            return True
+        logger.warning("Process %s is gone; %d deliveries go back.", relay_id, len(orphans))
         for orphan in orphans:
             if orphan.has_begun:
                 self._settling.bury(orphan.envelope)
             else:
                 self._ledger.give_back([orphan.envelope])
         self._wake()
-        if len(orphans) >= _BATCH:
-            return False
-        self._ledger.sign_off(relay_id)
-        self._ledger.me.lifeline.forget(relay_id)
-        return True
+        return False
 
     def _end_watches(self, notes: Notes, now: float) -> None:
         """Settle what was left to its own process, which is done with it or has had its time."""
