@@ -23,7 +23,8 @@ from effects import metadata as app_metadata
 from launches import Fate, Launch, Strike
 from running import free_port, wait_until
 from sqlalchemy import Engine, create_engine, select
-from under_fire import Server
+from sqlalchemy.exc import OperationalError
+from under_fire import Server, Worker
 
 from async_hooks.outbox import schema
 
@@ -43,6 +44,7 @@ class Chaos:
         self.launches: dict[int, Launch] = {}
         self.strikes: list[Strike] = []
         self.servers: list[Server] = []
+        self.workers: list[Worker] = []
         self.reloads = 0
         self.hold = folder / "hold"
         self._numbers = count(1)
@@ -69,28 +71,38 @@ class Chaos:
         **environ: str,
     ) -> Server:
         """Start a server; its outbox may be reached by another ``url`` than the scenario's."""
+        surroundings = {**self._environ(url), **environ}
+        server = Server(self.folder, port or free_port(), workers, options, surroundings)
+        self.servers.append(server)
+        server.wait_ready()
+        return server
+
+    def work(self, number: int = 1, *options: str, **environ: str) -> list[Worker]:
+        """Start so many workers, and wait until each has a process at work."""
+        surroundings = {**self._environ(), **environ}
+        workers = [Worker(self.folder, options, surroundings) for _ in range(number)]
+        self.workers += workers
+
+        def are_at_work() -> bool:
+            alive = self.relays()
+            return all(alive.intersection(worker.children()) for worker in workers)
+
+        wait_until(are_at_work, f"all workers' start: {workers[0].site.log[-3000:]}")
+        return workers
+
+    def _environ(self, url: str | None = None) -> dict[str, str]:
         outbox = {"SITE_ASYNC_HOOKS_OUTBOX": url or self.url}
         if self.kind == "app":
             outbox = {
                 "SITE_ASYNC_HOOKS_OUTBOX": "app",
                 "SITE_SQLALCHEMY_DATABASE_URI": url or self.url,
             }
-        server = Server(
-            self.folder,
-            port or free_port(),
-            workers,
-            options,
-            {
-                "CHAOS_FOLDER": str(self.folder),
-                "SITE_ASYNC_HOOKS_LEASE": str(self.lease),
-                "SITE_ASYNC_HOOKS_FALLBACK": "null",
-                **outbox,
-                **environ,
-            },
-        )
-        self.servers.append(server)
-        server.wait_ready()
-        return server
+        return {
+            "CHAOS_FOLDER": str(self.folder),
+            "SITE_ASYNC_HOOKS_LEASE": str(self.lease),
+            "SITE_ASYNC_HOOKS_FALLBACK": "null",
+            **outbox,
+        }
 
     # -- launching
 
@@ -197,9 +209,10 @@ class Chaos:
             return list(connection.execute(select(schema.deliveries)).all())
 
     def relays(self) -> set[int]:
-        """Return the pids of the processes that the table takes for alive."""
-        with self.engine.connect() as connection:
+        """Return the pids of the processes that the table, if there is one, takes for alive."""
+        with suppress(OperationalError), self.engine.connect() as connection:
             return set(connection.execute(select(schema.relays.c.pid)).scalars())
+        return set()
 
     def wait_quiet(self, bound: float = BOUND) -> float:
         """Wait until nothing is unfinished; return the seconds. Visitors come by meanwhile."""
@@ -234,5 +247,5 @@ def chaos(
         try:
             yield scenario
         finally:
-            for server in scenario.servers:
-                server.end()
+            for target in (*scenario.workers, *scenario.servers):
+                target.end()

@@ -11,8 +11,8 @@ from contextlib import contextmanager, suppress
 
 from driver import Chaos
 from launches import Strike
-from running import wait_until
-from under_fire import Server, is_alive
+from running import BOUND, wait_until
+from under_fire import Server, Target, Worker, is_alive
 
 
 def kill(chaos: Chaos, *pids: int, kind: str = "kill -9") -> float:
@@ -31,16 +31,31 @@ def note_deaths(chaos: Chaos, pids: tuple[int, ...] | list[int], kind: str) -> f
     return now
 
 
-def kill_group(chaos: Chaos, server: Server) -> float:
-    """Kill a master and its workers at once."""
-    pids = [server.site.process.pid, *server.children()]
+def kill_group(chaos: Chaos, target: Target) -> float:
+    """Kill a parent and its children at once."""
+    pids = [target.site.process.pid, *target.children()]
     for pid in pids:  # So that no master makes another child in between.
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGSTOP)
-    pids = [server.site.process.pid, *server.children()]
-    server.site.kill()
+    pids = [target.site.process.pid, *target.children()]
+    target.site.kill()
     wait_until(lambda: not any(is_alive(pid) for pid in pids), "their death")
     return note_deaths(chaos, pids, "kill -9 of the group")
+
+
+def kill_parent(chaos: Chaos, worker: Worker) -> None:
+    """Kill a worker's parent alone, which no run is to notice: its child ends in order."""
+    orphans = worker.children()
+    worker.site.process.kill()
+    worker.site.process.wait(BOUND)
+    note_deaths(chaos, [worker.site.process.pid], "kill -9 of a parent")
+    wait_until(lambda: not any(is_alive(pid) for pid in orphans), "the orphan's orderly end")
+
+
+def replace(worker: Worker) -> None:
+    """Ask a worker to end, wait until it has, and start another, as a deploy does."""
+    worker.site.stop()
+    worker.restart()
 
 
 @contextmanager

@@ -3,33 +3,33 @@
 from __future__ import annotations
 
 import time
+from random import Random
 
 from driver import Chaos
-from faults import frozen, hang_up, kill, kill_group
-from under_fire import Server
+from faults import frozen, hang_up, kill, kill_group, kill_parent, replace
+from under_fire import Server, Target, Worker
 
 #: What it does, and how often of a hundred times.
 WEIGHTS = {"child": 45, "group": 10, "reload": 15, "freeze": 30}
 
 
-def rampage(chaos: Chaos, server: Server, seconds: float) -> None:
-    """Strike each 0.3 to 1 second."""
+def rampage(chaos: Chaos, seconds: float, *targets: Target) -> None:
+    """Strike one of the targets each 0.3 to 1 second."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         time.sleep(chaos.random.uniform(0.3, 1.0))
-        strike(chaos, server)
+        strike(chaos, chaos.random.choice(targets))
 
 
-def strike(chaos: Chaos, server: Server) -> None:
+def strike(chaos: Chaos, target: Target) -> None:
     random = chaos.random
     (act,) = random.choices(list(WEIGHTS), weights=list(WEIGHTS.values()))
-    children = server.children()
+    children = target.children()
     if act == "group":
-        kill_group(chaos, server)
-        server.restart()
+        kill_group(chaos, target)
+        target.restart()
     elif act == "reload":
-        hang_up(server)
-        chaos.reloads += 1
+        _reload(chaos, target, random)
     elif not children:
         return
     elif act == "child":
@@ -41,3 +41,17 @@ def strike(chaos: Chaos, server: Server) -> None:
         if random.random() < 0.5:
             time.sleep(random.uniform(0, 0.7))
             kill(chaos, pid)
+
+
+def _reload(chaos: Chaos, target: Target, random: Random) -> None:
+    """End it in order; of a worker, that can also be by the death of its parent."""
+    if isinstance(target, Server):
+        hang_up(target)
+        chaos.reloads += 1
+    elif isinstance(target, Worker):
+        if random.random() < 0.5:
+            replace(target)
+            chaos.reloads += 1
+        else:
+            kill_parent(chaos, target)
+            target.restart()

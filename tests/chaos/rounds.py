@@ -29,13 +29,24 @@ def go(scenario: Chaos, plan: str | None = None) -> str:
 def plan_of(scenario: Chaos) -> str:
     """Return the round's plan: one in ten is none of killing."""
     other = "locked" if scenario.kind == "sqlite" else "outages"
-    return Random(scenario.seed).choices(["rampage", "reloads", other], weights=[90, 5, 5])[0]
+    plans = ["rampage", "workers", "reloads", other]
+    return Random(scenario.seed).choices(plans, weights=[55, 35, 5, 5])[0]
 
 
 def _rampage(scenario: Chaos) -> None:
     server = scenario.serve(SITE_ASYNC_HOOKS_MAX_CRASHES="1000")
     with scenario.load(server):
-        rampage(scenario, server, SECONDS)
+        rampage(scenario, SECONDS, server)
+
+
+def _workers(scenario: Chaos) -> None:
+    """Among those who are struck are workers; the server only adds, or relays as well."""
+    relay, number = scenario.random.choice(("true", "false")), scenario.random.choice((1, 2, 8))
+    server = scenario.serve(SITE_ASYNC_HOOKS_RELAY=relay, SITE_ASYNC_HOOKS_MAX_CRASHES="1000")
+    options = scenario.random.choice((["--concurrency", "4"], ["--max-deliveries", "50"]))
+    workers = scenario.work(number, *options, SITE_ASYNC_HOOKS_MAX_CRASHES="1000")
+    with scenario.load(server, pause=0.2):
+        rampage(scenario, SECONDS, server, *workers)
 
 
 def _reloads(scenario: Chaos) -> None:
@@ -80,6 +91,7 @@ def _go_on(scenario: Chaos, server: Server, seconds: float) -> None:
 
 PLANS: dict[str, Callable[[Chaos], None]] = {
     "rampage": _rampage,
+    "workers": _workers,
     "reloads": _reloads,
     "locked": _locked,
     "outages": _outages,

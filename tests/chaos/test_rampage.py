@@ -21,6 +21,6 @@ def test_a_random_killer_loses_nothing(tmp_path: Path, kind: str, seed: int) -> 
     with chaos(tmp_path, kind, seed=seed) as scenario:
         server = scenario.serve(SITE_ASYNC_HOOKS_MAX_CRASHES="1000")
         with scenario.load(server):
-            rampage(scenario, server, SECONDS)
+            rampage(scenario, SECONDS, server)
         report = settled(scenario)
         assert report.strikes

@@ -1,9 +1,10 @@
-"""A gunicorn under fire."""
+"""What is under fire: gunicorns and workers, each in a process group of its own."""
 
 from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from http.client import HTTPException
@@ -16,8 +17,39 @@ from visitors import Door
 HERE = Path(__file__).parent
 
 
-class Server:
-    """A gunicorn under fire, in a process group of its own."""
+class Target:
+    """A process that has children, which do the work."""
+
+    def __init__(self, folder: Path, command: list[str], environ: dict[str, str]) -> None:
+        self._folder = folder
+        self._command = command
+        self._environ = environ
+        self.site = self._begin()
+
+    def _begin(self) -> Site:
+        return Site(self._folder, self._command, HERE, self._environ)
+
+    def children(self) -> list[int]:
+        """Return the pids of the child processes that live."""
+        pid = self.site.process.pid
+        try:
+            children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        except OSError:
+            return []
+        return [int(child) for child in children if is_alive(int(child))]
+
+    def restart(self) -> None:
+        self.site = self._begin()
+
+    def end(self) -> None:
+        for pid in [self.site.process.pid, *self.children()]:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+        self.site.kill()
+
+
+class Server(Target):
+    """A gunicorn."""
 
     def __init__(
         self,
@@ -27,29 +59,14 @@ class Server:
         options: Sequence[str],
         environ: dict[str, str],
     ) -> None:
-        self._folder = folder
-        self._options = options
         self.door = Door(port=port)
         self.url = f"http://127.0.0.1:{port}"
         self.workers = workers
-        self._environ = environ
-        self.site = self._begin()
-
-    def _begin(self) -> Site:
-        options = ["-w", str(self.workers), "-k", "gthread", "--threads", "8", *self._options]
+        options = ["-w", str(workers), "-k", "gthread", "--threads", "8", *options]
         ready = str(SERVERS / "gunicorn_ready.py")
-        bind = f"127.0.0.1:{self.door.port}"
+        bind = f"127.0.0.1:{port}"
         command = gunicorn(*options, "-c", ready, "-b", bind, app="chaos_app:app")
-        return Site(self._folder, command, HERE, self._environ)
-
-    def children(self) -> list[int]:
-        """Return the pids of the worker processes that live."""
-        pid = self.site.process.pid
-        try:
-            children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        except OSError:
-            return []
-        return [int(child) for child in children if is_alive(int(child))]
+        super().__init__(folder, command, environ)
 
     def wait_ready(self) -> None:
         """Wait until each worker has served a visitor, which is when its relay begins."""
@@ -68,14 +85,13 @@ class Server:
             return int(self.door.get("/")[1])
         return 0
 
-    def restart(self) -> None:
-        self.site = self._begin()
 
-    def end(self) -> None:
-        for pid in [self.site.process.pid, *self.children()]:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGCONT)
-        self.site.kill()
+class Worker(Target):
+    """A ``flask async-hooks worker``."""
+
+    def __init__(self, folder: Path, options: Sequence[str], environ: dict[str, str]) -> None:
+        flask = [sys.executable, "-m", "flask", "--app", "chaos_app:app"]
+        super().__init__(folder, [*flask, "async-hooks", "worker", *options], environ)
 
 
 def is_alive(pid: int) -> bool:
