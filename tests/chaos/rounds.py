@@ -43,7 +43,7 @@ def _workers(scenario: Chaos) -> None:
     """Among those who are struck are workers; the server only adds, or relays as well."""
     relay, number = scenario.random.choice(("true", "false")), scenario.random.choice((1, 2, 8))
     server = scenario.serve(SITE_ASYNC_HOOKS_RELAY=relay, SITE_ASYNC_HOOKS_MAX_CRASHES="1000")
-    options = scenario.random.choice((["--concurrency", "4"], ["--max-deliveries", "50"]))
+    options = ["--concurrency", "4", *scenario.random.choice(([], ["--max-deliveries", "100"]))]
     workers = scenario.work(number, *options, SITE_ASYNC_HOOKS_MAX_CRASHES="1000")
     with scenario.load(server, pause=0.2):
         rampage(scenario, SECONDS, server, *workers)
