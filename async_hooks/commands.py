@@ -314,6 +314,12 @@ def _worker_name(text: str) -> str:
     type=click.IntRange(min=1),
     help="A new process after so many deliveries.",
 )
+@click.option(
+    "--max-rss",
+    type=click.IntRange(min=1),
+    metavar="MIB",
+    help="A new process, once one has taken so much memory.",
+)
 @click.pass_context
 def worker(
     context: click.Context,
@@ -324,6 +330,7 @@ def worker(
     drain: bool,
     fresh: bool,
     quota: int | None,
+    max_rss: int | None,
 ) -> None:
     """Carry what waits in the outbox, in a process without a web server.
 
@@ -342,6 +349,7 @@ def worker(
         queues=list(queues) or None,
         concurrency=concurrency,
         quota=1 if fresh or once else quota,
+        max_rss=max_rss,
         once=once,
         drain=drain,
         fresh=fresh,

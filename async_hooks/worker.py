@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import logging
+import os
+import resource
+import sys
 import threading
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from enum import IntEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flask import Flask
 
 from .claims import POLL, Claims
 from .envelope import Envelope
-from .errors import OutboxRequired
+from .errors import ConfigError, OutboxRequired
 from .receivers import timeout_of
 from .relay import Relay
 from .signals import tell, worker_started, worker_stopped
@@ -40,14 +44,16 @@ class Exit(IntEnum):
 class Options(NamedTuple):
     """``queues`` are worked in that order, None means all as one. ``quota`` deliveries end a child.
 
-    ``once`` ends after one delivery, ``drain`` when nothing more is due. ``fresh`` says that a
-    delivery is for a child that has not waited for it: the code may have changed meanwhile.
+    So do more than ``max_rss`` MiB of memory. ``once`` ends after one delivery, ``drain`` when
+    nothing more is due. ``fresh`` says that a delivery is for a child that has not waited for it:
+    the code may have changed meanwhile.
     """
 
     name: str
     queues: Sequence[str] | None = None
     concurrency: int = 1
     quota: int | None = None
+    max_rss: int | None = None
     once: bool = False
     drain: bool = False
     fresh: bool = False
@@ -64,6 +70,10 @@ class Work:
         state = state_of(app)
         if state.ledger is None:
             raise OutboxRequired(needs_outbox("The worker", repr(app.name)))
+        if options.max_rss is not None and (taken := resident()) > options.max_rss:
+            raise ConfigError(
+                f"'--max-rss {options.max_rss}': the app takes {taken:.0f} MiB before any delivery."
+            )
         self._app = app
         self._options = options
         self._over = threading.Event()
@@ -107,7 +117,7 @@ class Work:
         self._relay.start()
         try:
             while not (self._over.wait(POLL) or self._is_stuck()):
-                pass
+                self._end_if_too_big()
         finally:
             is_stuck = self._is_stuck()
             self._relay.stop(0 if is_stuck else None)
@@ -141,6 +151,12 @@ class Work:
         if is_used_up or self._options.ends_by_itself:
             self._over.set()
 
+    def _end_if_too_big(self) -> None:
+        if self._options.max_rss is not None and (taken := resident()) > self._options.max_rss:
+            logger.info("Worker %s: %.0f MiB; a new process.", self._options.name, taken)
+            self._is_used_up = True
+            self._over.set()
+
     def _is_stuck(self) -> bool:
         """Tell whether every thread is busy with a run that was given up: none can be stopped."""
         runs = list(self._ledger.me.running.values())
@@ -148,6 +164,16 @@ class Work:
             time.monotonic() - since > timeout_of(self._state, envelope) + 4 * POLL
             for envelope, since in runs
         )
+
+
+def resident() -> float:
+    """Return the MiB of memory that this process takes; where that isn't told, ever has taken."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 class _InOrder(Relay):

@@ -364,6 +364,7 @@ def test_what_nohup_ignores_stays_ignored() -> None:
     [
         (["--concurrency", "0"], "x>=1"),
         (["--max-deliveries", "0"], "x>=1"),
+        (["--max-rss", "much"], "not a valid integer"),
         (["--name", "a\nb"], "without control characters"),
         (["--name", "a" * 256], "at most 255 characters"),
         (["--queue", ""], "without control characters"),

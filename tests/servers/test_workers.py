@@ -419,6 +419,24 @@ def test_a_new_process_follows_after_so_many(shop: Shop) -> None:
     assert [pids.count(pid) for pid in dict.fromkeys(pids)] == [2, 2, 1]
 
 
+def test_a_new_process_follows_when_one_has_grown_too_big(shop: Shop) -> None:
+    worker = shop.worker("--max-rss", "200")
+    for number in range(12):
+        shop.add(number, "leak")
+    wait_until(lambda: shop.outbox.counts()["completed"] == 12, "their completion")
+    last = shop.workers[0].notes("number")[-1]["pid"]
+    wait_until(lambda: not _lives(last), "the end of who leaked")
+    shop.add(12)
+    worker.wait_for("number", 13)
+    worker.stop()
+    assert {one.attempts for one in shop.outbox.find(limit=None)} == {1}
+
+
+def test_an_app_that_is_too_big_from_the_start_is_an_error(shop: Shop) -> None:
+    assert shop.work("--max-rss", "10") == 2
+    assert "the app takes" in shop.workers[0].log
+
+
 def test_what_is_printed_is_seen_at_once(shop: Shop) -> None:
     shop.hold.touch()
     shop.add(1, "print")

@@ -61,8 +61,11 @@ def launch() -> None:
     Work.dispatch({"number": "elsewhere"}, queue="other")
 
 
+leaked: list[bytes] = []
+
 DEEDS: dict[str, Callable[[], Any]] = {
     "": lambda: None,
+    "leak": lambda: leaked.append(b"x" * 2**25),
     "hold": hold,
     "fail": fail,
     "interrupt": interrupt,
