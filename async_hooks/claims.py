@@ -52,10 +52,13 @@ _PURGE_EVERY = 60.0
 #: The most seconds between two tries after the loop failed.
 _LONGEST_PAUSE = 5.0
 
-#: Envelopes for each sender that may lie in memory or travel.
-_AHEAD = 4
+#: Seconds between two looks at all else than what is due, however often it is woken.
+_LOOK = 0.2
 
-#: Seconds after which what waits or travels does so for long.
+#: Envelopes for each sender that may lie in memory or travel in any case, and for all at most.
+_AHEAD, _MOST = 4, 100
+
+#: Seconds after which what waits or travels does so for long. What gets done sooner may be held.
 _SOON = 0.1
 
 #: Seconds that the wall clock may be set back at once.
@@ -150,7 +153,9 @@ class Claims:
             return
         self.release(envelope)
         self.has_failed = self.has_failed or rule_for(ending).then is not Then.COMPLETE
-        if notes.has_more or self._idle is not None:
+        notes.pace.count()
+        held = len(self._ledger.me.held)
+        if (notes.has_more and held <= self._most() // 2) or (self._idle is not None and not held):
             notes.wakeup.set()
 
     def give_back(self, envelopes: Iterable[Envelope]) -> None:
@@ -171,8 +176,13 @@ class Claims:
         """
         if self._is_stuck():
             return 0
-        room = _AHEAD * self._config.concurrency - len(self._ledger.me.held)
+        room = self._most() - len(self._ledger.me.held)
         return room if self._quota is None else min(room, self._quota)
+
+    def _most(self) -> int:
+        """Return how much this process may hold: what it gets done soon."""
+        soon = min(_MOST, int(self._notes.get().pace.per_second * _SOON))
+        return max(_AHEAD * self._config.concurrency, soon)
 
     def _is_stuck(self) -> bool:
         """Tell whether every sender has been busy with the same envelope for a while."""
@@ -267,16 +277,23 @@ class Claims:
     def _turn(self, notes: Notes) -> None:
         """Do once what there is to do."""
         now = self._clock.monotonic()
+        if now >= notes.look_at:
+            self._look_round(notes, now)
+            notes.look_at = now + _LOOK
+        self._claim(notes, now)
+
+    def _look_round(self, notes: Notes, now: float) -> None:
+        """Do what need not be done each time that somebody launches something."""
         notes.paused = self._ledger.paused()
         self._rescue.look_after(notes, now)
         self._let_go()
         self._watch_clock(notes)
-        self._claim(notes, now)
         if now >= notes.purge_at:
             purged = self._ledger.purge(self._ledger.now() - self._config.keep)
             notes.purge_at = now + (0 if purged else _PURGE_EVERY)
 
     def _claim(self, notes: Notes, now: float) -> None:
+        notes.pace.look()
         held, room = self._ledger.me.held, self._room()
         notes.next_due = POLL
         if room <= 0 or notes.breaker.is_open(now):

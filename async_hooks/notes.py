@@ -6,6 +6,7 @@ import threading
 
 from .bell import Bell
 from .envelope import Envelope
+from .pace import Pace
 from .settlement import Breaker
 
 #: The most deliveries whose own pauses are remembered.
@@ -28,7 +29,8 @@ class Notes:
         self.breaker = Breaker()
         #: What keeps the loop itself from working.
         self.trouble: str | None = None
-        self.beat_at = self.purge_at = float("-inf")
+        self.pace = Pace()
+        self.look_at = self.beat_at = self.purge_at = float("-inf")
         #: By how much the wall clock is ahead of the monotonic one, which nobody sets.
         self.clock_ahead = float("inf")
         #: Whether more was due than there was room for.

@@ -87,9 +87,10 @@ class Process:
         )
 
     def turn(self) -> list[Envelope]:
-        """Take one turn of the loop, and return what it claimed."""
-        before = len(self.taken)
-        self.claims._turn(self.claims._notes.get())
+        """Take one turn of the loop, and look round; return what it claimed."""
+        before, notes = len(self.taken), self.claims._notes.get()
+        notes.look_at = float("-inf")
+        self.claims._turn(notes)
         return self.taken[before:]
 
     def beat(self, shop: Shop) -> None:
