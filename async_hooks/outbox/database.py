@@ -22,7 +22,7 @@ from sqlalchemy.sql.dml import UpdateBase
 from ..errors import ConfigError, DataError, OutboxUnavailable
 from ..processes import PerProcess
 from . import schema
-from .direct import KEPT, Direct, driver_error
+from .direct import KEPT, Direct, Executes, NoneFree, Unknown, driver_error
 
 T = TypeVar("T")
 
@@ -86,6 +86,14 @@ class Database:
         """
         return self._run(body, _begin_write, repeatable=repeatable)
 
+    def write_directly(self, body: Callable[[Executes], T]) -> T:
+        """Do the same, on a connection of the driver's if one is free."""
+        return self._run_directly(body, _begin_write)
+
+    def read_directly(self, body: Callable[[Executes], T]) -> T:
+        """Return what ``body`` reads, on a connection of the driver's if one is free."""
+        return self._run_directly(body, None)
+
     def change(
         self, statement: UpdateBase, values: Mapping[str, Any], *, repeatable: bool = False
     ) -> int:
@@ -93,24 +101,20 @@ class Database:
 
         :raises OutboxUnavailable: if that can't be known.
         """
+
+        def body(connection: Connection) -> int:
+            return connection.execute(statement, values).rowcount
+
         if self._direct is None:
-            return self.write(
-                lambda connection: connection.execute(statement, values).rowcount,
-                repeatable=repeatable,
-            )
+            return self.write(body, repeatable=repeatable)
         self._prepare()
         direct = self._direct.get()
 
         def once() -> int:
             try:
-                count = direct.run(statement, values)
-            except exc.DBAPIError as error:
-                if error.connection_invalidated:
-                    raise _Unknown(error) from error
-                raise
-            if count is not None:
-                return count
-            return self._once(lambda c: c.execute(statement, values).rowcount, _begin_write)
+                return direct.change(statement, values)
+            except NoneFree:
+                return self._once(body, _begin_write)
 
         return self._try(once, repeatable=repeatable)
 
@@ -139,6 +143,22 @@ class Database:
     ) -> T:
         self._prepare()
         return self._try(lambda: self._once(body, begin), repeatable=repeatable)
+
+    def _run_directly(
+        self, body: Callable[[Executes], T], begin: Callable[[Connection], object] | None
+    ) -> T:
+        if self._direct is None:
+            return self._run(body, begin, repeatable=begin is None)
+        self._prepare()
+        direct = self._direct.get()
+
+        def once() -> T:
+            try:
+                return direct.do(body, writes=begin is not None)
+            except NoneFree:
+                return self._once(body, begin)
+
+        return self._try(once, repeatable=begin is None)
 
     def note_prepared(self) -> None:
         """Note that the tables are there."""
@@ -169,7 +189,7 @@ class Database:
             try:
                 connection.commit()
             except exc.DBAPIError as error:
-                raise _Unknown(error) from error
+                raise Unknown(error) from error
             return result
 
     def _try(self, once: Callable[[], T], repeatable: bool) -> T:
@@ -178,7 +198,7 @@ class Database:
         while True:
             try:
                 return once()
-            except _Unknown as unknown:
+            except Unknown as unknown:
                 error: Exception = unknown.error
                 again = repeatable or is_busy(unknown.error)
             except exc.DBAPIError as failed:
@@ -192,14 +212,6 @@ class Database:
                 raise OutboxUnavailable(_in_words(self.engine, error)) from error
             time.sleep(pause * uniform(0.5, 1.5))  # noqa: S311
             pause = min(2 * pause, _LONGEST_PAUSE)
-
-
-class _Unknown(Exception):
-    """A commit failed: it may have been done all the same."""
-
-    def __init__(self, error: exc.DBAPIError) -> None:
-        super().__init__()
-        self.error = error
 
 
 def is_busy(error: exc.DBAPIError) -> bool:

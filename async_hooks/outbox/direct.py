@@ -1,80 +1,154 @@
-"""Single statements on the driver itself: what each delivery needs, several times, in a request.
+"""Statements on the driver itself: what each delivery needs, several times, in a request.
 
-A statement by itself is a transaction. Compiled once, on a connection that is kept and commits by
-itself, it costs a fifth of what an engine's transaction does, and gives up the GIL less often.
+Compiled once, on a connection that is kept, a statement costs a fifth of what it does through the
+engine, and gives up the GIL less often. By itself it is a transaction.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections import deque, namedtuple
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from sqlalchemy import Engine, PoolProxiedConnection, event, exc
-from sqlalchemy.sql import ClauseElement
+
+T = TypeVar("T")
 
 #: The most connections that are kept, of those that the engine may have.
 KEPT = 8
 
+#: The most statements whose text is kept: those that are made anew each time end with the others.
+_TEXTS = 200
+
+
+class Executes(Protocol):
+    """What a body may ask of a connection, be it the engine's or the driver's own."""
+
+    def execute(self, statement: Any, parameters: Any = None, /) -> Any:
+        """Return what has ``all()``, the rows, and ``rowcount``."""
+        ...
+
+
+class NoneFree(Exception):
+    """All connections that are kept are in use."""
+
+
+class Unknown(Exception):
+    """A commit failed: it may have been done all the same."""
+
+    def __init__(self, error: exc.DBAPIError) -> None:
+        super().__init__()
+        self.error = error
+
+
+class _Text(NamedTuple):
+    """A compiled statement: the names of its values in order, or None, and what makes its rows."""
+
+    sql: str
+    names: Sequence[str] | None
+    fixed: Mapping[str, Any]
+    row: Callable[[Any], Any] | None
+
+    def parameters(self, values: Mapping[str, Any]) -> Any:
+        if self.fixed:
+            values = {**self.fixed, **values}
+        return values if self.names is None else [values[name] for name in self.names]
+
+
+class _Found(NamedTuple):
+    """What a statement has found or changed."""
+
+    rows: list[Any]
+    rowcount: int
+
+    def all(self) -> list[Any]:
+        return self.rows
+
 
 class Direct:
-    """Runs single statements for one process."""
+    """Runs statements for one process."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self._begin = "BEGIN IMMEDIATE" if engine.dialect.name == "sqlite" else "BEGIN"
         self._free: deque[PoolProxiedConnection] = deque()
         self._made = 0
-        self._texts: dict[ClauseElement, tuple[str, Sequence[str] | None]] = {}
+        self._texts: dict[Any, _Text] = {}
         event.listen(engine, "engine_disposed", lambda _: self._close_free())
 
-    def run(self, statement: ClauseElement, values: Mapping[str, Any]) -> int | None:
-        """Return how many rows ``statement`` changed; None if no connection is free to run it.
+    def change(self, statement: Any, values: Mapping[str, Any]) -> int:
+        """Return how many rows ``statement``, by itself, has changed.
 
-        :raises DBAPIError: as the engine would. If its connection was lost, nobody knows whether
-            the statement was done.
+        :raises NoneFree: if no connection is free to run it.
+        :raises Unknown: if its connection was lost.
+        :raises DBAPIError: as the engine would.
         """
         connection = self._take()
-        if connection is None:
-            return None
-        sql, names = self._texts.get(statement) or self._compile(statement)
-        parameters: Any = values if names is None else [values[name] for name in names]
-        driver: Any = connection.driver_connection
+        text = self._texts.get(statement) or self._compile(statement)
         try:
-            cursor = driver.cursor()
-            cursor.execute(sql, parameters)
+            cursor: Any = connection.driver_connection.cursor()  # type: ignore[union-attr]
+            cursor.execute(text.sql, text.parameters(values))
             count: int = cursor.rowcount
             cursor.close()
         except BaseException as error:
-            self._give_up(connection, error, sql)
+            self._give_up(connection, error, text.sql, is_over=True)
             raise
         self._free.append(connection)
         return count
 
-    def _take(self) -> PoolProxiedConnection | None:
+    def do(self, body: Callable[[Executes], T], *, writes: bool) -> T:
+        """Return what ``body`` does; what it ``writes`` is one transaction.
+
+        :raises NoneFree: if no connection is free for it.
+        :raises Unknown: if its commit failed.
+        :raises DBAPIError: as the engine would.
+        """
+        connection = self._take()
+        on_it = _OnIt(self, connection.driver_connection)
+        is_over = False
+        try:
+            if writes:
+                on_it.say(self._begin)
+            result = body(on_it)
+            if writes:
+                is_over = True
+                on_it.say("COMMIT")
+        except BaseException as error:
+            self._give_up(connection, error, None, is_over=is_over)
+            raise
+        self._free.append(connection)
+        return result
+
+    def _take(self) -> PoolProxiedConnection:
         try:
             return self._free.pop()
         except IndexError:
             if self._made >= KEPT:
-                return None
+                raise NoneFree from None
         self._made += 1
-        for is_last in (False, True):
+        try:
+            return self._make()
+        except BaseException:
+            self._made -= 1
+            raise
+
+    def _make(self) -> PoolProxiedConnection:
+        """Return a new connection. If that fails, what lay in the pool may be as dead: try anew."""
+        error: BaseException
+        for _ in range(2):
             connection = None
             try:
                 connection = self._engine.raw_connection()
                 self._let_commit_by_itself(connection)
-            except BaseException as error:
-                if connection is not None:
-                    connection.invalidate()
-                    self._engine.dispose()  # What lay in the pool may be as dead.
-                if not isinstance(error, driver_error(self._engine)):
-                    self._made -= 1
-                    raise
-                if connection is None or is_last:
-                    self._made -= 1
-                    raise self._wrapped(error, None, lost=False) from error
-            else:
                 return connection
-        return None
+            except driver_error(self._engine) as failed:
+                error = failed
+                if connection is None:
+                    break
+                connection.invalidate()
+                self._engine.dispose()
+        raise self._wrapped(error, None, lost=False) from error
 
     def _let_commit_by_itself(self, connection: PoolProxiedConnection) -> None:
         driver: Any = connection.driver_connection
@@ -84,42 +158,92 @@ class Direct:
             case "mysql" | "mariadb":
                 driver.autocommit(True)
 
-    def _give_up(self, connection: PoolProxiedConnection, error: BaseException, sql: str) -> None:
-        """Keep ``connection`` if it is sound; let go of all if it was lost, and say so."""
-        dialect: Any = self._engine.dialect
-        if not isinstance(error, driver_error(self._engine)):
+    def _give_up(
+        self,
+        connection: PoolProxiedConnection,
+        error: BaseException,
+        sql: str | None,
+        *,
+        is_over: bool,
+    ) -> None:
+        """Keep ``connection`` if it is sound; let go of all if it was lost, and say so.
+
+        ``is_over`` says that what was lost was told to be kept, and may be.
+        """
+        driver: Any = connection.driver_connection
+        kind = driver_error(self._engine)
+        if not isinstance(error, kind):
             self._close(connection)  # Interrupted: nobody knows in what state it is.
             return
-        lost = dialect.is_disconnect(error, connection.driver_connection, None)
+        dialect: Any = self._engine.dialect
+        lost = dialect.is_disconnect(error, driver, None)
+        if not lost:
+            try:
+                driver.rollback()
+            except kind:
+                lost = True
+        wrapped = self._wrapped(error, sql, lost=lost)
         if lost:
             self._close(connection)
             self._engine.dispose()  # The server went away: from all of them.
         else:
             self._free.append(connection)
-        raise self._wrapped(error, sql, lost=lost) from error
+        if is_over and (lost or sql is None):
+            raise Unknown(wrapped) from error
+        raise wrapped from error
 
     def _close_free(self) -> None:
-        while True:
-            try:
+        with suppress(IndexError):
+            while True:
                 self._close(self._free.pop())
-            except IndexError:
-                return
 
     def _close(self, connection: PoolProxiedConnection) -> None:
         self._made -= 1
         connection.invalidate()
 
-    def _wrapped(self, error: BaseException, sql: str | None, *, lost: bool) -> BaseException:
+    def _wrapped(self, error: BaseException, sql: str | None, *, lost: bool) -> Any:
         """Return what the engine would have raised."""
         return exc.DBAPIError.instance(
             sql, None, error, driver_error(self._engine), connection_invalidated=lost
         )
 
-    def _compile(self, statement: ClauseElement) -> tuple[str, Sequence[str] | None]:
+    def _compile(self, statement: Any) -> _Text:
         compiled: Any = statement.compile(dialect=self._engine.dialect)
-        names = compiled.positiontup if compiled.positional else None
-        text = self._texts[statement] = (str(compiled), names)
+        binds = compiled.binds.items()
+        text = _Text(
+            sql=str(compiled),
+            names=compiled.positiontup if compiled.positional else None,
+            fixed={name: bind.value for name, bind in binds if not bind.required},
+            row=_row_of(statement) if statement.is_select else None,
+        )
+        if len(self._texts) >= _TEXTS:
+            self._texts.clear()
+        self._texts[statement] = text
         return text
+
+
+def _row_of(query: Any) -> Callable[[Any], Any]:
+    make: Any = namedtuple
+    row: Callable[[Any], Any] = make("Row", query.selected_columns.keys())._make
+    return row
+
+
+class _OnIt:
+    """Executes statements on a connection of the driver's."""
+
+    def __init__(self, direct: Direct, driver: Any) -> None:
+        self._direct = direct
+        self._cursor = driver.cursor()
+
+    def say(self, sql: str) -> None:
+        self._cursor.execute(sql)
+
+    def execute(self, statement: Any, parameters: Any = None, /) -> _Found:
+        direct, cursor = self._direct, self._cursor
+        text = direct._texts.get(statement) or direct._compile(statement)
+        cursor.execute(text.sql, text.parameters(parameters or {}))
+        rows = [] if text.row is None else [text.row(found) for found in cursor.fetchall()]
+        return _Found(rows, cursor.rowcount)
 
 
 def driver_error(engine: Engine) -> type[Exception]:

@@ -171,12 +171,12 @@ class Ledger:
         Nothing is locked as long as nothing is due.
         """
         now = self.now()
-        waiting = self.database.read(store.lanes)
+        waiting = self.database.read_directly(store.lanes)
         later = min((lane.due_at for lane in waiting if lane.due_at > now), default=None)
         claimed: list[Envelope] = []
         if any(lane.due_at <= now for lane in waiting):
             hold = Hold(self.me.relay_id, lease)
-            claimed = self.database.write(
+            claimed = self.database.write_directly(
                 lambda connection: store.claim(
                     connection,
                     hold,
@@ -195,7 +195,7 @@ class Ledger:
         return self.database.write(lambda connection: store.make_due(connection, now=now))
 
     def paused(self) -> list[str]:
-        return self.database.read(store.paused)
+        return self.database.read_directly(store.paused)
 
     def give_back(
         self, envelopes: Collection[Envelope], *, begun: bool = False, after: float | None = None

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Iterable, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from sqlalchemy import (
@@ -26,7 +27,6 @@ from sqlalchemy import (
     null,
     or_,
     select,
-    tuple_,
     update,
 )
 from sqlalchemy.dialects import postgresql, sqlite
@@ -35,6 +35,7 @@ from sqlalchemy.sql.dml import UpdateBase
 from ..delivery import Addition, DeliveryState
 from ..envelope import Envelope, Origin
 from ..errors import DataError, OutboxUnavailable
+from .direct import Executes
 from .schema import deliveries, pauses
 
 _d = deliveries.c
@@ -168,31 +169,36 @@ class Lane(NamedTuple):
     due_at: float
 
 
-def lanes(connection: Connection) -> list[Lane]:
+_FIRST_LANE = (
+    select(_d.queue, _d.priority, _d.run_at)
+    .where(_d.state == DeliveryState.AVAILABLE.value)
+    .order_by(_d.queue, _d.priority, _d.run_at)
+    .limit(1)
+)
+_NEXT_LANE = _FIRST_LANE.where(
+    or_(
+        _d.queue > bindparam("after"),
+        and_(_d.queue == bindparam("after"), _d.priority > bindparam("above")),
+    )
+)
+
+
+def lanes(connection: Executes) -> list[Lane]:
     """Return where something waits.
 
     Each is found by one look at the index, however many rows wait in it.
     """
     found: list[Lane] = []
-    while True:
-        waiting = _d.state == DeliveryState.AVAILABLE
-        if found:
-            queue, priority, _ = found[-1]
-            waiting &= or_(_d.queue > queue, and_(_d.queue == queue, _d.priority > priority))
-        first = (
-            select(_d.queue, _d.priority, _d.run_at)
-            .where(waiting)
-            .order_by(_d.queue, _d.priority, _d.run_at)
-            .limit(1)
-        )
-        row = connection.execute(first).first()
-        if row is None:
-            return found
-        found.append(Lane(*row))
+    rows = connection.execute(_FIRST_LANE).all()
+    while rows:
+        lane = Lane(*rows[0])
+        found.append(lane)
+        rows = connection.execute(_NEXT_LANE, {"after": lane.queue, "above": lane.priority}).all()
+    return found
 
 
 def claim(
-    connection: Connection,
+    connection: Executes,
     hold: Hold,
     *,
     kinds: Collection[tuple[str, str]],
@@ -215,28 +221,19 @@ def claim(
         due: list[Any] = []
         for lane in rank:
             if lane.queue not in closed:
-                wanted = _wanted(lane, kinds, now).limit(limit - len(taken))
-                due += connection.execute(wanted).all()
+                where = {"lane": lane.queue, "at": lane.priority, "until": now}
+                most = {"most": limit - len(taken)}
+                due += connection.execute(_wanted(frozenset(kinds)), where | most).all()
         due.sort(key=lambda row: (row.run_at, row.id))
         taken += due[: limit - len(taken)]
     envelopes = _readable(connection, taken, hold.lease, now)
     if envelopes:
-        connection.execute(
-            update(deliveries)
-            .where(_d.id.in_([envelope.id for envelope in envelopes]))
-            .values(
-                state=DeliveryState.EXECUTING,
-                relay=hold.relay,
-                lease=hold.lease,
-                started_at=None,
-            )
-        )
+        ids = {f"id{number}": envelope.id for number, envelope in enumerate(envelopes)}
+        connection.execute(_taken(len(ids)), {"holder": hold.relay, "by": hold.lease, **ids})
     return envelopes
 
 
-def _readable(
-    connection: Connection, rows: Iterable[Any], lease: str, now: float
-) -> list[Envelope]:
+def _readable(connection: Executes, rows: Iterable[Any], lease: str, now: float) -> list[Envelope]:
     """Return the envelopes of ``rows``. A row that somebody spoilt is discarded, and kept."""
     envelopes = []
     for row in rows:
@@ -259,8 +256,11 @@ def _readable(
     return envelopes
 
 
-def paused(connection: Connection) -> list[str]:
-    return list(connection.execute(select(pauses.c.queue).order_by(pauses.c.queue)).scalars())
+_PAUSED = select(pauses.c.queue).order_by(pauses.c.queue)
+
+
+def paused(connection: Executes) -> list[str]:
+    return [row.queue for row in connection.execute(_PAUSED).all()]
 
 
 def make_due(connection: Connection, *, now: float) -> int:
@@ -282,19 +282,37 @@ def _due(waiting: Iterable[Lane], now: float, queues: Sequence[str] | None) -> l
     return [ranks[rank] for rank in sorted(ranks)]
 
 
-def _wanted(lane: Lane, kinds: Collection[tuple[str, str]], now: float) -> Select[Any]:
-    is_known = tuple_(_d.task, _d.receiver).in_(list(kinds)) if kinds else false()
+@lru_cache(maxsize=16)
+def _wanted(kinds: frozenset[tuple[str, str]]) -> Select[Any]:
+    """Return the statement that locks what is due in a lane and known, made once for each kinds."""
+    known = [and_(_d.task == task, _d.receiver == receiver) for task, receiver in sorted(kinds)]
     return (
         select(deliveries)
         .where(
-            _d.state == DeliveryState.AVAILABLE,
-            _d.queue == lane.queue,
-            _d.priority == lane.priority,
-            _d.run_at <= now,
-            is_known,
+            _d.state == DeliveryState.AVAILABLE.value,
+            _d.queue == bindparam("lane"),
+            _d.priority == bindparam("at"),
+            _d.run_at <= bindparam("until"),
+            or_(false(), *known),
         )
         .order_by(_d.run_at, _d.id)
+        .limit(bindparam("most"))
         .with_for_update(skip_locked=True)
+    )
+
+
+@lru_cache(maxsize=128)
+def _taken(count: int) -> UpdateBase:
+    """Return the statement that claims so many."""
+    return (
+        update(deliveries)
+        .where(_d.id.in_([bindparam(f"id{number}") for number in range(count)]))
+        .values(
+            state=DeliveryState.EXECUTING.value,
+            relay=bindparam("holder"),
+            lease=bindparam("by"),
+            started_at=null(),
+        )
     )
 
 
@@ -519,8 +537,9 @@ def _held(envelope: Envelope, *, begun: bool) -> ColumnElement[bool]:
     return and_(*(column == values[name] for column, name in _FENCED.items()))
 
 
-def moved(connection: Connection, fence: ColumnElement[bool], **values: Any) -> bool:
-    return connection.execute(update(deliveries).where(fence).values(**values)).rowcount == 1
+def moved(connection: Executes, fence: ColumnElement[bool], **values: Any) -> bool:
+    changed: int = connection.execute(update(deliveries).where(fence).values(**values)).rowcount
+    return changed == 1
 
 
 def _lock_awaiting_parent(connection: Connection, child: Envelope) -> str | None:
@@ -532,11 +551,11 @@ def _lock_awaiting_parent(connection: Connection, child: Envelope) -> str | None
     return found
 
 
-def release_parent(connection: Connection, parent_id: str | None) -> None:
+def release_parent(connection: Executes, parent_id: str | None) -> None:
     """Free the unique key of a parent whose last child has finished."""
     if parent_id is None:
         return
     waits = select(_d.id).where(_d.parent_id == parent_id, _d.state.in_(UNFINISHED)).limit(1)
     # Locked, it is what was committed last, whatever snapshot an app's transaction has of MariaDB.
-    if connection.execute(waits.with_for_update(read=True)).first() is None:
+    if not connection.execute(waits.with_for_update(read=True)).all():
         moved(connection, _d.id == parent_id, unique_key=None)

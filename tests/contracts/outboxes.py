@@ -61,7 +61,7 @@ class Outbox:
         self.by_statements = by_statements
         self.url = url
         self.folder = folder
-        self.database = self.another()
+        self.database = self.another(is_own=by_statements)
 
     def another(self, **options: Any) -> Database:
         """Return the database as another process has it: with connections of its own."""
@@ -123,7 +123,8 @@ class Outbox:
         now: float = NOW,
     ) -> list[Envelope]:
         hold = Hold(relay, new_id())
-        return self.database.write(
+        write = self.database.write_directly if self.by_statements else self.database.write
+        return write(
             lambda c: store.claim(c, hold, kinds=kinds, limit=limit, now=now, queues=queues)
         )
 

@@ -20,6 +20,7 @@ from async_hooks.delivery import Addition, Terms
 from async_hooks.errors import ConfigError, OutboxUnavailable
 from async_hooks.outbox import schema, store, upkeep
 from async_hooks.outbox.database import Database, engine_for, is_busy
+from async_hooks.outbox.direct import KEPT
 
 SERVERS = [kind for kind in KINDS if kind != "sqlite"]
 
@@ -34,6 +35,14 @@ def tables(request: pytest.FixtureRequest, tmp_path_factory: Any) -> Iterator[Ou
 def outbox(tables: Outbox) -> Outbox:
     tables.clear()
     return tables
+
+
+@pytest.fixture
+def own(outbox: Outbox) -> Iterator[Outbox]:
+    """The same tables, on connections of the driver's."""
+    made = Outbox(outbox.kind, outbox.url, outbox.folder, by_statements=True)
+    yield made
+    made.database.engine.dispose()
 
 
 @pytest.fixture(params=KINDS)
@@ -176,9 +185,8 @@ def test_a_transaction_whose_connection_ends_before_its_commit_begins_again(
 
 @pytest.mark.parametrize("tables", SERVERS, indirect=True)
 def test_a_single_statement_whose_connection_was_ended_is_repeated_only_if_it_may_be(
-    outbox: Outbox,
+    outbox: Outbox, own: Outbox
 ) -> None:
-    own = Outbox(outbox.kind, outbox.url, outbox.folder, by_statements=True)
     own.added()
     kill_all(outbox)
     claimed = own.claimed()  # To add twice is as good as once.
@@ -187,7 +195,6 @@ def test_a_single_statement_whose_connection_was_ended_is_repeated_only_if_it_ma
         own.begin(claimed)
     own.begin(claimed)
     assert outbox.row(claimed.id)["attempts"] == 1
-    own.database.engine.dispose()
 
 
 @pytest.mark.parametrize("repeatable", [False, True])
@@ -210,6 +217,68 @@ def test_a_commit_whose_outcome_nobody_knows_is_repeated_only_if_it_may_be(
         with pytest.raises(OutboxUnavailable):
             outbox.database.write(body)
         assert len(tries) == 1
+
+
+def insert(outbox: Outbox, connection: Any) -> int:
+    row = store.row_of(Addition(envelope(), Terms()), NOW, None)
+    changed: int = connection.execute(
+        store.INSERT[outbox.database.engine.dialect.name], row
+    ).rowcount
+    return changed
+
+
+@pytest.mark.parametrize("tables", SERVERS, indirect=True)
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_on_the_driver_too_only_what_was_not_committed_begins_again(
+    own: Outbox, moment: str
+) -> None:
+    tries: list[int] = []
+
+    def body(connection: Any) -> None:
+        tries.append(insert(own, connection))
+        if len(tries) == 1:
+            kill_all(own)
+        if moment == "before":
+            connection.execute(store._PAUSED)
+
+    if moment == "before":
+        own.database.write_directly(body)
+        assert (len(tries), len(own.rows())) == (2, 1)
+    else:
+        with pytest.raises(OutboxUnavailable):
+            own.database.write_directly(body)
+        assert len(tries) == 1
+
+
+def test_on_the_driver_too_what_fails_is_undone(own: Outbox) -> None:
+    class Stop(Exception):
+        pass
+
+    def interrupted(connection: Any) -> None:
+        insert(own, connection)
+        raise Stop
+
+    def refused(connection: Any) -> None:
+        insert(own, connection)
+        connection.execute(text("SELECT nothing").columns())
+
+    with pytest.raises(Stop):
+        own.database.write_directly(interrupted)
+    with pytest.raises(OutboxUnavailable, match="nothing"):
+        own.database.write_directly(refused)
+    assert own.rows() == []
+    own.added()  # What is kept is sound.
+
+
+def test_who_finds_no_connection_of_the_driver_free_takes_one_of_the_engine(own: Outbox) -> None:
+    def nested(depth: int) -> int:
+        if depth == 0:
+            return 0
+        return 1 + own.database.read_directly(lambda _: nested(depth - 1))
+
+    assert nested(KEPT + 3) == KEPT + 3
+    direct: Any = own.database._direct
+    assert len(direct.get()._free) == KEPT
 
 
 @pytest.mark.parametrize("tables", SERVERS, indirect=True)
