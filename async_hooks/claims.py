@@ -285,6 +285,7 @@ class Claims:
     def _look_round(self, notes: Notes, now: float) -> None:
         """Do what need not be done each time that somebody launches something."""
         notes.paused = self._ledger.paused()
+        notes.kinds = kinds_of(state_of(self._app))
         self._rescue.look_after(notes, now)
         self._let_go()
         self._watch_clock(notes)
@@ -303,7 +304,7 @@ class Claims:
             room = 1  # One goes ahead, to see whether anything arrives again.
         notes.has_more = False
         notes.parked = {kind: until for kind, until in notes.parked.items() if until > now}
-        kinds = kinds_of(state_of(self._app)) - notes.parked.keys()
+        kinds = notes.kinds - notes.parked.keys()
         claimed, due_in = self._ledger.claim(new_id(), kinds, room, self._queues)
         if self._quota is not None:
             self._quota -= len(claimed)

@@ -38,6 +38,8 @@ class Notes:
         #: Seconds until something is due that no one will wake us for.
         self.next_due = 0.0
         self.paused: list[str] = []
+        #: The (task, receiver) that this code knows.
+        self.kinds: set[tuple[str, str]] = set()
         #: Until when a (task, receiver) is left alone that some process does not know.
         self.parked: dict[tuple[str, str], float] = {}
         #: Attempts that are left to whoever runs them, and until when.

@@ -30,7 +30,7 @@ T = TypeVar("T")
 PATIENCE = 3.0
 
 #: Seconds between two tries, doubled from one to the next, with jitter.
-_PAUSE, _LONGEST_PAUSE = 0.0005, 0.05
+_PAUSE, _LONGEST_PAUSE = 0.0002, 0.005
 
 #: The most connections of a process at once; more wait for one to come free.
 _CONNECTIONS = 2 * KEPT
