@@ -49,17 +49,22 @@ def cancel(connection: Connection, held: Envelope) -> object:
 
 
 @pytest.mark.parametrize("relays", [2, 8])
-def test_each_row_is_claimed_by_one_and_none_is_left(outbox: Outbox, relays: int) -> None:
+@pytest.mark.parametrize("is_own", [False, True], ids=["engine", "driver"])
+def test_each_row_is_claimed_by_one_and_none_is_left(
+    outbox: Outbox, relays: int, is_own: bool
+) -> None:
     added = {envelope().id for _ in range(200)}
     outbox.add(*(envelope(id=each) for each in added))
 
     def claiming() -> list[Envelope]:
         claimed: list[Envelope] = []
-        own = outbox.another(patience=30)
+        own = outbox.another(patience=30, is_own=is_own)
         hold = Hold(new_id(), new_id())
         # What others have locked just now is skipped: an empty claim is not yet the end.
         while outbox.database.read(lambda c: upkeep.count(c, ["available"])):
-            claimed += own.write(lambda c: store.claim(c, hold, kinds=KNOWN, limit=7, now=NOW))
+            claimed += own.write_directly(
+                lambda c: store.claim(c, hold, kinds=KNOWN, limit=7, now=NOW)
+            )
         own.engine.dispose()
         return claimed
 
