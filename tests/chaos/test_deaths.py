@@ -43,10 +43,16 @@ def test_a_killed_childs_runs_begin_again_at_once(tmp_path: Path, kind: str) -> 
         assert time.monotonic() - began < scenario.lease / 2, report
 
 
-@pytest.mark.parametrize("kind", ["postgresql"])
-def test_a_killed_servers_runs_begin_again_when_it_is_back(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [("postgresql", []), ("sqlite", ["-k", "gevent"]), ("sqlite", ["--preload"])],
+    ids=["postgresql", "gevent", "preload"],
+)
+def test_a_killed_servers_runs_begin_again_when_it_is_back(
+    tmp_path: Path, kind: str, options: list[str]
+) -> None:
     with chaos(tmp_path, kind) as scenario:
-        server = scenario.serve()
+        server = scenario.serve(options=options)
         scenario.hold.touch()
         scenario.launch(server, "split", times=3)
         scenario.launch(server, times=8)
