@@ -88,11 +88,11 @@ class Database:
 
     def write_directly(self, body: Callable[[Executes], T]) -> T:
         """Do the same, on a connection of the driver's if one is free."""
-        return self._run_directly(body, _begin_write)
+        return self._directly(lambda on: on.do(body, writes=True), body, _begin_write, False)
 
     def read_directly(self, body: Callable[[Executes], T]) -> T:
         """Return what ``body`` reads, on a connection of the driver's if one is free."""
-        return self._run_directly(body, None)
+        return self._directly(lambda on: on.do(body, writes=False), body, None, True)
 
     def change(
         self, statement: UpdateBase, values: Mapping[str, Any], *, repeatable: bool = False
@@ -105,18 +105,9 @@ class Database:
         def body(connection: Connection) -> int:
             return connection.execute(statement, values).rowcount
 
-        if self._direct is None:
-            return self.write(body, repeatable=repeatable)
-        self._prepare()
-        direct = self._direct.get()
-
-        def once() -> int:
-            try:
-                return direct.change(statement, values)
-            except NoneFree:
-                return self._once(body, _begin_write)
-
-        return self._try(once, repeatable=repeatable)
+        return self._directly(
+            lambda on: on.change(statement, values), body, _begin_write, repeatable
+        )
 
     def read(self, body: Callable[[Connection], T]) -> T:
         """Return what ``body`` reads.
@@ -144,21 +135,26 @@ class Database:
         self._prepare()
         return self._try(lambda: self._once(body, begin), repeatable=repeatable)
 
-    def _run_directly(
-        self, body: Callable[[Executes], T], begin: Callable[[Connection], object] | None
+    def _directly(
+        self,
+        short: Callable[[Direct], T],
+        body: Callable[[Connection], T],
+        begin: Callable[[Connection], object] | None,
+        repeatable: bool,
     ) -> T:
+        """Return what ``short`` does; what ``body`` does, if there is no connection for it."""
         if self._direct is None:
-            return self._run(body, begin, repeatable=begin is None)
+            return self._run(body, begin, repeatable)
         self._prepare()
         direct = self._direct.get()
 
         def once() -> T:
             try:
-                return direct.do(body, writes=begin is not None)
+                return short(direct)
             except NoneFree:
                 return self._once(body, begin)
 
-        return self._try(once, repeatable=begin is None)
+        return self._try(once, repeatable)
 
     def note_prepared(self) -> None:
         """Note that the tables are there."""

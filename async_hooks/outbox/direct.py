@@ -105,15 +105,15 @@ class Direct:
         :raises DBAPIError: as the engine would.
         """
         connection = self._take()
-        on_it = _OnIt(self, connection.driver_connection)
+        kept = _Kept(self, connection.driver_connection)
         is_over = False
         try:
             if writes:
-                on_it.say(self._begin)
-            result = body(on_it)
+                kept.say(self._begin)
+            result = body(kept)
             if writes:
                 is_over = True
-                on_it.say("COMMIT")
+                kept.say("COMMIT")
         except BaseException as error:
             self._give_up(connection, error, None, is_over=is_over)
             raise
@@ -228,8 +228,8 @@ def _row_of(query: Any) -> Callable[[Any], Any]:
     return row
 
 
-class _OnIt:
-    """Executes statements on a connection of the driver's."""
+class _Kept:
+    """A connection that is kept, as a body sees it."""
 
     def __init__(self, direct: Direct, driver: Any) -> None:
         self._direct = direct
