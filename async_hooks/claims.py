@@ -123,7 +123,7 @@ class Claims:
         if queue in notes.paused:
             return None
         leased = envelope._replace(lease=new_id())
-        me.held[envelope.id] = Held(leased)
+        me.held[envelope.id] = Held(leased, is_added=False)
         return leased
 
     def release(self, envelope: Envelope) -> None:
@@ -330,7 +330,9 @@ class Claims:
         self.give_back(
             one.envelope
             for one in held
-            if one.set_out_at is None and time.monotonic() - one.since > limit
+            if one.set_out_at is None
+            and one.since is not None
+            and time.monotonic() - one.since > limit
         )
 
     def _watch_clock(self, notes: Notes) -> None:

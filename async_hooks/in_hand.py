@@ -16,14 +16,15 @@ from .verdict import Verdict
 class Held:
     """A delivery that this process has claimed. Times are the monotonic clock's.
 
-    ``set_out_at`` is when a sender took it, None while it waits.
+    ``since`` is when it was claimed, None as long as it is not in the table; ``set_out_at`` when
+    a sender took it, None while it waits.
     """
 
     __slots__ = ("envelope", "set_out_at", "since")
 
-    def __init__(self, envelope: Envelope) -> None:
+    def __init__(self, envelope: Envelope, *, is_added: bool = True) -> None:
         self.envelope = envelope
-        self.since = time.monotonic()
+        self.since = time.monotonic() if is_added else None
         self.set_out_at: float | None = None
 
 
@@ -76,6 +77,12 @@ class InHand:
     def runs(self, envelope: Envelope) -> bool:
         """Tell whether this very attempt runs here."""
         return self.key(envelope) in self.running
+
+    def note_added(self, delivery_id: str) -> None:
+        """Note that what was to be added is in the table."""
+        held = self.held.get(delivery_id)
+        if held is not None:
+            held.since = time.monotonic()
 
     def has_in_hand(self, envelope: Envelope) -> bool:
         """Tell whether somebody here holds or runs what this claim is of."""

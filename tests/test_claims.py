@@ -9,13 +9,15 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from conftest import Facts, make_task, plain_app
 
-from async_hooks import AsyncHooks, AsyncTask, Delivery, DeliveryState
+from async_hooks import AsyncHooks, AsyncTask, Delivery, DeliveryState, claims
 from async_hooks.claims import Claims
+from async_hooks.delivery import Addition, Terms
 from async_hooks.envelope import Envelope
 from async_hooks.errors import ConnectionBroken, TimedOut, TransportError, Unreachable
 from async_hooks.outbox.database import Database, engine_for
@@ -416,6 +418,27 @@ def test_a_process_takes_nothing_over_before_it_has_looked_once(
     assert process.claims.reserve(new, "default") is None
     process.turn()
     assert process.claims.reserve(new, "default") is not None
+
+
+def test_what_is_not_yet_in_the_table_is_not_given_back(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = shop.process()
+    process.turn()
+    process.ledger.me.is_beating.set()
+    new = Envelope(id="new", task=shop.task.name, body='{"n":1}')
+    leased = process.claims.reserve(new, "default")
+    assert leased is not None
+    real = time.monotonic
+    later = SimpleNamespace(monotonic=lambda: real() + 10)
+    monkeypatch.setattr(claims, "time", later)  # The database is slow to take it.
+    process.turn()
+    process.ledger.add([Addition(leased, Terms())], lease=leased.lease)
+    process.claims.take_over(leased)
+    assert process.taken == [leased]
+    process.turn()  # Since it was added, it has waited for long: now it goes back.
+    assert shop.delivery("new").state is DeliveryState.EXECUTING
+    assert [envelope.id for envelope in process.taken] == ["new", "new"]
 
 
 def test_a_relay_whose_senders_are_stuck_lets_others_have_the_rest(shop: Shop) -> None:

@@ -79,11 +79,15 @@ class Ledger:
         first = next(iter(additions))
         if len(additions) == 1 and first.terms.unique_key is None:
             self._insert(store.row_of(first, now, hold))
-            return {}
-        return self.database.write(
-            lambda connection: store.add(connection, additions, now=now, hold=hold),
-            repeatable=True,
-        )
+            lost: dict[str, str] = {}
+        else:
+            lost = self.database.write(
+                lambda connection: store.add(connection, additions, now=now, hold=hold),
+                repeatable=True,
+            )
+        if lease is not None:
+            self.me.note_added(first.envelope.id)
+        return lost
 
     def _insert(self, row: dict[str, Any]) -> None:
         insert = store.INSERT[self.database.engine.dialect.name]
