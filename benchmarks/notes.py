@@ -12,8 +12,9 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-#: The environment variable that tells a server's processes where the notebook lies.
-VARIABLE = "BENCHMARK_NOTES"
+from .environment import folder
+
+_FILE = "notes"
 
 _RECORD = struct.Struct("=qq")
 
@@ -33,15 +34,15 @@ def note(number: int) -> None:
 
 @cache
 def _descriptor() -> int:
-    return os.open(os.environ[VARIABLE], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    return os.open(folder() / _FILE, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
 
 class Notebook:
     """What the receivers of one server have written so far."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        path.touch()
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / _FILE
+        self.path.touch()
 
     def read(self) -> list[Note]:
         return [Note(*fields) for fields in _RECORD.iter_unpack(self.path.read_bytes())]

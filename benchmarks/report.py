@@ -3,71 +3,73 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from statistics import median
+from typing import NamedTuple
 
 from .goals import Outcome, Results
+from .machine import machine, versions
 from .series import Figures, Load
-from .systems import System
+from .system import System
+from .table import table
 
-#: The table of times: a heading and the figure below it.
-_TIMES = {
-    "hand-over p50": "hand_over_1_p50",
-    "p95": "hand_over_1_p95",
-    "p99": "hand_over_1_p99",
-    "8 conn. p50": "hand_over_8_p50",
-    "p95 ": "hand_over_8_p95",
-    "p99 ": "hand_over_8_p99",
-    "pickup p50": "pickup_p50",
-    "p99  ": "pickup_p99",
+
+class Column(NamedTuple):
+    heading: str
+    figure: str
+    digits: int = 0
+
+
+#: The tables of medians, each with its title.
+_TABLES = {
+    "Hand-over in a closed loop, in microseconds": (
+        Column("1 conn. p50", "hand_over_1_p50"),
+        Column("p95", "hand_over_1_p95"),
+        Column("p99", "hand_over_1_p99"),
+        Column("8 conn. p50", "hand_over_8_p50"),
+        Column("p95", "hand_over_8_p95"),
+        Column("p99", "hand_over_8_p99"),
+        Column("3 launches p50", "hand_over_of_3_p50"),
+        Column("p99", "hand_over_of_3_p99"),
+    ),
+    "One at a time on an idle server, in microseconds": (
+        Column("no-op p50", "noop_p50"),
+        Column("trigger p50", "response_p50"),
+        Column("added p50", "added_p50"),
+        Column("added in the view p50", "added_in_view_p50"),
+        Column("pickup p50", "pickup_p50"),
+        Column("p99", "pickup_p99"),
+    ),
+    "A burst": (Column("tasks/s", "tasks_per_second"),),
 }
-_REST = {
-    "no-op p50": "noop_p50",
-    "trigger p50": "response_p50",
-    "added p50": "added_p50",
-    "paced hand-over": "paced_hand_over_p50",
-    "tasks/s": "tasks_per_second",
+#: What the goals' figures are called.
+_WORDS = {
+    "hand_over_1_p50": "hand-over p50, 1 connection",
+    "hand_over_8_p50": "hand-over p50, 8 connections",
+    "hand_over_8_p99": "hand-over p99, 8 connections",
+    "added_p50": "added to the response, p50",
+    "added_in_view_p50": "added in the view, p50",
+    "pickup_p50": "pickup p50",
+    "tasks_per_second": "tasks per second",
 }
 _COUNTS = ("launched", "once", "twice", "never")
-
-_SOFTWARE = ("Flask", "Werkzeug", "blinker", "itsdangerous", "gunicorn")
-
-
-def machine() -> str:
-    """Say in one line where this runs, and how busy it was when asked."""
-    model = platform.processor() or platform.machine()
-    for line in _lines("/proc/cpuinfo"):
-        if line.startswith("model name"):
-            model = line.partition(":")[2].strip()
-            break
-    load = " ".join(f"{value:.2f}" for value in os.getloadavg())
-    return f"{os.cpu_count()} x {model}, {platform.system()} {platform.release()}, load {load}"
-
-
-def versions(systems: Iterable[System]) -> dict[str, str]:
-    measured = [system.distribution for system in systems if system.distribution is not None]
-    names = dict.fromkeys((*_SOFTWARE, *measured))
-    return {"Python": platform.python_version(), **{name: version(name) for name in names}}
 
 
 def text(systems: Sequence[System], results: Results, outcomes: Sequence[Outcome]) -> str:
     """Return the tables of medians, of goals and of counts."""
-    return "\n\n".join(
-        (
-            "Medians of the repetitions; times in microseconds",
-            _medians(systems, results, _TIMES),
-            _medians(systems, results, _REST),
-            "Goals: ratio by repetition, median (min-max)",
-            _goals(outcomes),
-            "Launches, and how often the receiver of each ran",
-            _totals(systems, results),
-        )
-    )
+    medians = [
+        f"{title}; medians of the repetitions\n\n{_medians(systems, results, columns)}"
+        for title, columns in _TABLES.items()
+    ]
+    goals = [
+        f"Goals of {system.label}: ratio by repetition, median (min-max)\n\n{_goals(own)}"
+        for system in systems
+        if (own := [outcome for outcome in outcomes if outcome.goal.ours == system])
+    ]
+    totals = f"Launches, and how often the receiver of each ran\n\n{_totals(systems, results)}"
+    return "\n\n".join((*medians, *goals, totals))
 
 
 def write_json(
@@ -81,7 +83,8 @@ def write_json(
         "goals": [
             {
                 "goal": outcome.goal.name,
-                "what": outcome.goal.what,
+                "ours": outcome.goal.ours.name,
+                "figure": outcome.goal.figure,
                 "promise": outcome.goal.promise,
                 "ratios": outcome.ratios,
                 "met": outcome.is_met,
@@ -92,26 +95,26 @@ def write_json(
     path.write_text(json.dumps(raw, indent=1) + "\n")
 
 
-def _medians(systems: Sequence[System], results: Results, columns: dict[str, str]) -> str:
+def _medians(systems: Sequence[System], results: Results, columns: Sequence[Column]) -> str:
     rows = [
-        [system.label, *(_median(results[system.module], figure) for figure in columns.values())]
+        [system.label, *(_median(results[system.name], column) for column in columns)]
         for system in systems
     ]
-    return _table(["", *columns], rows)
+    return table(["", *(column.heading for column in columns)], rows)
 
 
-def _median(repetitions: Sequence[Figures], figure: str) -> str:
-    values = [figures[figure] for figures in repetitions if figure in figures]
-    return f"{median(values):,.0f}" if values else "-"
+def _median(repetitions: Sequence[Figures], column: Column) -> str:
+    values = [figures[column.figure] for figures in repetitions if column.figure in figures]
+    return f"{median(values):,.{column.digits}f}" if values else "-"
 
 
 def _goals(outcomes: Sequence[Outcome]) -> str:
-    return _table(
+    return table(
         ["goal", "", "promise", "ratio", ""],
         [
             [
                 outcome.goal.name,
-                outcome.goal.what,
+                _WORDS[outcome.goal.figure],
                 outcome.goal.promise,
                 f"{outcome.ratio:.3g} ({min(outcome.ratios):.3g}-{max(outcome.ratios):.3g})",
                 "met" if outcome.is_met else "missed",
@@ -123,38 +126,12 @@ def _goals(outcomes: Sequence[Outcome]) -> str:
 
 def _totals(systems: Sequence[System], results: Results) -> str:
     rows = [
-        [system.label, *(_total(results[system.module], count) for count in _COUNTS)]
+        [system.label, *(_total(results[system.name], count) for count in _COUNTS)]
         for system in systems
         if system.defers
     ]
-    return _table(["", *_COUNTS], rows)
+    return table(["", *_COUNTS], rows)
 
 
 def _total(repetitions: Sequence[Figures], count: str) -> str:
     return f"{sum(figures[count] for figures in repetitions):,.0f}"
-
-
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    """Lay out in columns: words to the left, figures to the right."""
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    is_figure = [all(_is_figure(cell) for cell in column) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in (head, *rows):
-        cells = zip(row, widths, is_figure, strict=True)
-        lines.append(
-            "  ".join(
-                cell.rjust(width) if figure else cell.ljust(width) for cell, width, figure in cells
-            )
-        )
-    return "\n".join(line.rstrip() for line in lines)
-
-
-def _is_figure(cell: str) -> bool:
-    return cell == "-" or cell.lstrip("-").replace(",", "").isdigit()
-
-
-def _lines(path: str) -> list[str]:
-    try:
-        return Path(path).read_text().splitlines()
-    except OSError:
-        return []

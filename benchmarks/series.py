@@ -12,7 +12,7 @@ from statistics import median
 
 from .client import Sample, closed_loop, paced
 from .server import THREADS, Site, running
-from .systems import System
+from .system import System
 
 Figures = dict[str, float]
 
@@ -35,11 +35,11 @@ class Load:
 
 def measure(system: System, load: Load) -> Figures:
     """Measure one repetition of ``system``: latency on one web process, throughput on two."""
-    figures: Figures = {}
     with running(system, workers=1) as site:
         _warm_up(site)
-        for connections in (1, THREADS):
-            figures |= _hand_over(site, load.requests, connections)
+        figures = _hand_over(site, "hand_over_1", load.requests)
+        figures |= _hand_over(site, "hand_over_8", load.requests, connections=THREADS)
+        figures |= _hand_over(site, "hand_over_of_3", max(1, load.requests // 3), launches=3)
         figures |= _paced(site, load.pairs)
         counts = Counter(_counts(site))
     if system.defers:
@@ -50,16 +50,16 @@ def measure(system: System, load: Load) -> Figures:
     return figures | counts
 
 
-def _hand_over(site: Site, requests: int, connections: int) -> Figures:
+def _hand_over(
+    site: Site, name: str, requests: int, *, connections: int = 1, launches: int = 1
+) -> Figures:
+    """Ask as fast as answers come, while what was launched before runs."""
     _warm_up(site)
-    paths = _triggers(site, requests)
+    paths = _triggers(site, requests, launches)
     samples = closed_loop(site.port, paths, connections=connections)
     site.settle()
     times = [sample.hand_over / 1000 for sample in samples]
-    return {
-        f"hand_over_{connections}_p{percent}": percentile(times, percent)
-        for percent in (50, 95, 99)
-    }
+    return {f"{name}_p{percent}": percentile(times, percent) for percent in (50, 95, 99)}
 
 
 def _paced(site: Site, pairs: int) -> Figures:
@@ -68,14 +68,17 @@ def _paced(site: Site, pairs: int) -> Figures:
     numbers = site.numbers(pairs)
     samples = list(paced(site.port, _pairs(numbers), pause=_PAUSE))
     site.settle()
-    noop = median(sample.latency for sample in samples[0::2]) / 1000
-    trigger = median(sample.latency for sample in samples[1::2]) / 1000
+    noops, triggers = samples[0::2], samples[1::2]
+    noop = median(sample.latency for sample in noops) / 1000
+    trigger = median(sample.latency for sample in triggers) / 1000
+    in_view = [median(sample.hand_over for sample in half) / 1000 for half in (noops, triggers)]
     return {
         "noop_p50": noop,
         "response_p50": trigger,
         "added_p50": trigger - noop,
-        "paced_hand_over_p50": median(sample.hand_over for sample in samples[1::2]) / 1000,
-        **_pickup(site, numbers, samples[1::2]),
+        # Without what the view of a no-op does as well: a transaction of the app's.
+        "added_in_view_p50": in_view[1] - in_view[0],
+        **_pickup(site, numbers, triggers),
     }
 
 
@@ -93,13 +96,12 @@ def _pickup(site: Site, numbers: range, triggers: Sequence[Sample]) -> Figures:
 
 def _burst(site: Site, load: Load) -> Figures:
     """Launch all at once; the time ends when the last receiver starts."""
-    requests, size = load.burst // load.per_request, load.per_request
-    numbers = site.numbers(requests * size)
-    paths = [f"/trigger/{first}/{size}" for first in numbers[::size]]
+    first = site.launched
+    paths = _triggers(site, load.burst // load.per_request, load.per_request)
     samples = closed_loop(site.port, paths, connections=THREADS, kept=False)
     site.settle()
-    ran = {note.number: note.started_at for note in site.notes.read() if note.number in numbers}
-    seconds = (max(ran.values()) - min(sample.started_at for sample in samples)) / 1e9
+    ran = [note.started_at for note in site.notes.read() if note.number >= first]
+    seconds = (max(ran) - min(sample.started_at for sample in samples)) / 1e9
     return {"tasks_per_second": len(ran) / seconds}
 
 
@@ -107,8 +109,7 @@ def _warm_up(site: Site) -> None:
     """Let every thread and connection be made, and everything be imported."""
     for connections in (1, THREADS, 4 * THREADS):
         closed_loop(site.port, _triggers(site, 2 * connections), connections=connections)
-    # Workers may still be starting.
-    site.settle(patience=20.0)
+    site.settle()
 
 
 def _counts(site: Site) -> dict[str, int]:
@@ -126,13 +127,14 @@ def _counts(site: Site) -> dict[str, int]:
     }
 
 
-def _triggers(site: Site, requests: int) -> list[str]:
-    return [f"/trigger/{number}/1" for number in site.numbers(requests)]
+def _triggers(site: Site, requests: int, launches: int = 1) -> list[str]:
+    numbers = site.numbers(requests * launches)
+    return [f"/trigger/{first}/{launches}" for first in numbers[::launches]]
 
 
 def _pairs(numbers: range) -> Iterator[str]:
     for number in numbers:
-        yield "/noop/0/0"
+        yield "/noop"
         yield f"/trigger/{number}/1"
 
 

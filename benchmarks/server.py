@@ -16,13 +16,18 @@ from pathlib import Path
 from uuid import uuid4
 
 from .client import Connection
-from .notes import VARIABLE, Notebook
-from .systems import QUEUE_VARIABLE, System
+from .environment import variables
+from .notes import Notebook
+from .stores import database
+from .system import System, python
 
 THREADS = 8
 
 #: Seconds that a server has to start, and to stop.
 _START, _STOP = 20.0, 20.0
+
+#: Seconds without news after which what has not run counts as never.
+_PATIENCE = 20.0
 
 _ROOT = Path(__file__).parents[1]
 
@@ -46,42 +51,46 @@ class Site:
     def is_settled(self) -> bool:
         return not self.system.defers or len(self.notes.read()) >= self.launched
 
-    def settle(self, *, patience: float = 5.0) -> None:
+    def settle(self) -> None:
         """Return when everything that was launched has run, or when nothing comes any more."""
         if self.system.defers:
-            self.notes.wait(self.launched, patience=patience)
+            self.notes.wait(self.launched, patience=_PATIENCE)
 
 
 @contextmanager
 def running(system: System, *, workers: int) -> Iterator[Site]:
     """Serve ``system`` with ``workers`` web processes."""
-    with tempfile.TemporaryDirectory() as folder, ExitStack() as processes:
-        notes, log = Notebook(Path(folder, "notes")), Path(folder, "log")
-        environ, port = _environ(notes), _free_port()
-        site = Site(system, port, notes)
-        worker_log = Path(folder, "worker-log")
-        for _ in range(system.worker_processes if system.worker else 0):
-            processes.enter_context(_process(system.worker, environ, worker_log))
-        if system.worker:
-            processes.callback(_tell_if_unsettled, site, worker_log)
-        processes.callback(_tell, system, log)
-        web = processes.enter_context(_process(_gunicorn(system, port, workers), environ, log))
+    with tempfile.TemporaryDirectory() as path, ExitStack() as opened:
+        folder, name, port = Path(path), f"benchmark_{uuid4().hex}", _free_port()
+        url = opened.enter_context(database(system.store, folder, name))
+        environ, site = variables(folder, name, url), Site(system, port, Notebook(folder))
+        _prepare(system, environ)
+        log, worker_log = folder / "log", folder / "worker-log"
+        for command in system.workers:
+            opened.enter_context(_process(command, environ, worker_log))
+        if system.workers:
+            opened.callback(_tell_if_unsettled, site, worker_log)
+        opened.callback(_tell, system, log)
+        web = opened.enter_context(_process(_gunicorn(system, port, workers), environ, log))
         _await_answer(port, web)
         yield site
 
 
+def _prepare(system: System, environ: dict[str, str]) -> None:
+    if system.prepare:
+        done = subprocess.run(
+            system.prepare, cwd=_ROOT, env=environ, capture_output=True, text=True, check=False
+        )
+        if done.returncode != 0:
+            raise SystemExit(f"{system.label} could not be prepared:\n{done.stderr}")
+
+
 def _gunicorn(system: System, port: int, workers: int) -> tuple[str, ...]:
     return (
-        *(sys.executable, "-m", "gunicorn", f"benchmarks.app:create_app({system.module!r})"),
+        *python("gunicorn", system.factory),
         *("--bind", f"127.0.0.1:{port}", "--worker-class", "gthread", "--log-level", "warning"),
         *("--workers", str(workers), "--threads", str(THREADS)),
     )
-
-
-def _environ(notes: Notebook) -> dict[str, str]:
-    # A proxy of the environment's would be asked for 127.0.0.1 too.
-    kept = {key: value for key, value in os.environ.items() if "proxy" not in key.lower()}
-    return {**kept, VARIABLE: str(notes.path), QUEUE_VARIABLE: f"benchmark-{uuid4().hex}"}
 
 
 @contextmanager
@@ -112,7 +121,7 @@ def _await_answer(port: int, web: _Process) -> None:
     while time.monotonic() < deadline and web.poll() is None:
         try:
             with Connection(port) as connection:
-                connection.get("/noop/0/0")
+                connection.get("/noop")
                 return
         except OSError:
             time.sleep(0.05)

@@ -1,4 +1,4 @@
-"""What a trigger costs: async_hooks beside the hand-written POST, Flask-Executor and a no-op.
+"""What a trigger costs: async_hooks beside what people use instead, and beside a no-op.
 
 ``python -m benchmarks.trigger`` starts real gunicorn servers on free ports of the loopback, one
 system after the other, round after round, so that the machine's moods fall on all of them. A goal
@@ -6,7 +6,8 @@ is judged by the ratio of two systems in the same round. Exits with 1 if a launc
 did not run exactly once.
 
 hand-over: what the view waits, from just before the signal (submit, post) to just after, in a
-closed loop. added: a whole response with a launch less one without, paced, on an idle server.
+closed loop; the app's own commit included, where a launch joins it.
+added: a response or a view with a launch less one without, paced, on an idle server.
 pickup: from the start of the hand-over to the start of the receiver, paced. tasks/s: a burst,
 from its first hand-over to the start of its last receiver; two processes do the work.
 """
@@ -16,21 +17,23 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 from . import report
 from .goals import Results, judge
+from .machine import machine, versions
+from .ours import OURS
+from .peers import ALWAYS, PEERS
 from .series import Figures, Load, measure
-from .systems import ALWAYS, OURS, PEERS, System, missing
+from .system import System
 
 
 def main() -> int:
     options = _options()
     load = _load(options)
     systems = _systems(options.peers)
-    print(f"Machine: {report.machine()}")
-    print("Versions:", ", ".join(map(" ".join, report.versions(systems).items())))
+    print(f"Machine: {machine()}")
+    print("Versions:", ", ".join(map(" ".join, versions(systems).items())))
     print(
         f"Load: {options.repetitions} repetitions of {load.requests} requests a series, "
         f"{load.pairs} paced pairs, a burst of {load.burst} launches ({load.per_request} each)",
@@ -41,22 +44,26 @@ def main() -> int:
     print(report.text(systems, results, outcomes))
     if options.json is not None:
         report.write_json(options.json, load, systems, results, outcomes)
-    return 0 if _ran_once(results[OURS.module]) else 1
+    return 0 if _ran_once(results) else 1
 
 
 def _measure_all(systems: list[System], load: Load, repetitions: int) -> Results:
-    results: dict[str, list[Figures]] = {system.module: [] for system in systems}
+    results: dict[str, list[Figures]] = {system.name: [] for system in systems}
     for repetition in range(1, repetitions + 1):
         for system in systems:
             started = time.monotonic()
-            results[system.module].append(measure(system, load))
+            results[system.name].append(measure(system, load))
             seconds = time.monotonic() - started
             print(f"{repetition}/{repetitions} {system.label}: {seconds:.0f} s", file=sys.stderr)
     return results
 
 
-def _ran_once(repetitions: Sequence[Figures]) -> bool:
-    return all(figures["once"] == figures["launched"] for figures in repetitions)
+def _ran_once(results: Results) -> bool:
+    return all(
+        figures["once"] == figures["launched"]
+        for system in OURS
+        for figures in results.get(system.name, ())
+    )
 
 
 def _options() -> argparse.Namespace:
@@ -73,7 +80,7 @@ def _options() -> argparse.Namespace:
     add("--burst", type=int, default=2000, metavar="N", help="launches (default: %(default)s)")
     add("--per-request", type=int, default=10, metavar="N", help="of them (default: %(default)s)")
     add("--quick", action="store_true", help="one short round, to see that it works")
-    add("--with", dest="peers", action="append", default=[], choices=PEERS, help="needs Redis")
+    add("--with", dest="peers", action="append", default=[], choices=[*PEERS, "all"])
     add("--json", type=Path, metavar="FILE", help="write the raw figures there")
     return parser.parse_args()
 
@@ -91,12 +98,14 @@ def _load(options: argparse.Namespace) -> Load:
 
 
 def _systems(peers: list[str]) -> list[System]:
-    systems = list(ALWAYS)
-    for peer in dict.fromkeys(peers):
-        if (reason := missing(peer)) is not None:
-            print(f"Left out {PEERS[peer].label}: {reason}.", file=sys.stderr)
+    """Return what can be measured here, and say why the rest can't."""
+    asked = PEERS if "all" in peers else dict.fromkeys(peers)
+    systems = []
+    for system in (*OURS, *ALWAYS, *(PEERS[peer] for peer in asked)):
+        if (reason := system.missing) is not None:
+            print(f"Left out {system.label}: {reason}.", file=sys.stderr)
         else:
-            systems.append(PEERS[peer])
+            systems.append(system)
     return systems
 
 

@@ -5,14 +5,10 @@ from __future__ import annotations
 from flask import Flask
 from flask_executor import Executor
 
-from ..app import HandOver, Lead
-from ..notes import note
+from ..app import HandOver
+from .work import work
 
 
 def connect(app: Flask) -> HandOver:
     executor = Executor(app)
-    return lambda lead: executor.submit(_work, lead)
-
-
-def _work(lead: Lead) -> None:
-    note(lead["number"])
+    return lambda lead: executor.submit(work, lead)

@@ -12,4 +12,4 @@ def connect(app: Flask) -> HandOver:
 
 
 def _nothing(lead: Lead) -> None:
-    """Do nothing."""
+    """Take a lead over and forget it."""

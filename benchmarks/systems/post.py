@@ -8,13 +8,13 @@ import requests
 from flask import Flask, request
 
 from ..app import HandOver, Lead
-from ..notes import note
+from .work import work
 
 
 def connect(app: Flask) -> HandOver:
     @app.post("/work")
-    def work() -> str:
-        note(request.get_json()["number"])
+    def run() -> str:
+        work(request.get_json())
         return ""
 
     return _post

@@ -7,19 +7,15 @@ from typing import Any
 
 from flask import Flask
 
-from ..app import HandOver, Lead
-from ..notes import note
-from . import REDIS_URL, queue_name
+from ..app import HandOver
+from ..environment import REDIS_URL, name
+from .work import work
 
 # Optional, so the type checker need not have it.
 celery: Any = import_module("celery").Celery("benchmarks", broker=REDIS_URL)
-celery.conf.update(task_default_queue=queue_name(), task_ignore_result=True)
-
-
-@celery.task  # type: ignore[untyped-decorator, unused-ignore]
-def work(lead: Lead) -> None:
-    note(lead["number"])
+celery.conf.update(task_default_queue=name(), task_ignore_result=True)
+task = celery.task(work)
 
 
 def connect(app: Flask) -> HandOver:
-    return lambda lead: work.delay(lead)
+    return lambda lead: task.delay(lead)

@@ -7,18 +7,14 @@ from typing import Any
 
 from flask import Flask
 
-from ..app import HandOver, Lead
-from ..notes import note
-from . import REDIS_URL, queue_name
+from ..app import HandOver
+from ..environment import REDIS_URL, name
+from .work import work
 
 # Optional, so the type checker need not have it.
-huey: Any = import_module("huey").RedisHuey(queue_name(), url=REDIS_URL)
-
-
-@huey.task()  # type: ignore[untyped-decorator, unused-ignore]
-def work(lead: Lead) -> None:
-    note(lead["number"])
+huey: Any = import_module("huey").RedisHuey(name(), url=REDIS_URL)
+task: HandOver = huey.task()(work)
 
 
 def connect(app: Flask) -> HandOver:
-    return lambda lead: work(lead)
+    return task
