@@ -22,6 +22,13 @@ def _huey(module: str) -> Command:
 _CELERY = python(
     "celery --quiet --app benchmarks.systems.redis_celery worker --concurrency 2 --loglevel ERROR"
 )
+_RQ = python(
+    "rq.cli worker --config benchmarks.systems.redis_rq --worker-class rq.SimpleWorker --quiet"
+)
+_DRAMATIQ = python("dramatiq benchmarks.systems.redis_dramatiq --processes 2 --threads 8")
+_PROCRASTINATE = python(
+    "procrastinate --log-level error --app benchmarks.systems.postgres_procrastinate.app"
+)
 
 POST = _peer("post", "requests.post", "requests")
 EXECUTOR = _peer("executor", "Flask-Executor", "flask-executor")
@@ -32,10 +39,33 @@ HUEY = _peer(
     store=Store.REDIS,
     workers=(_huey("redis_huey"),),
 )
+SQLITE_HUEY = _peer(
+    *("sqlite_huey", "SqliteHuey", "huey"),
+    store=Store.SQLITE,
+    workers=(_huey("sqlite_huey"),),
+)
 CELERY = _peer(
     *("redis_celery", "Celery+Redis", "celery", "redis"),
     store=Store.REDIS,
     workers=(_CELERY,),
+)
+# The worker that its documentation begins with forks for each task, which would be measured alone:
+# a quarter of the tasks per second, four times the CPU time.
+RQ = _peer(
+    *("redis_rq", "RQ+Redis, SimpleWorker (fork: 4x)", "rq", "redis"),
+    store=Store.REDIS,
+    workers=(_RQ, _RQ),
+)
+DRAMATIQ = _peer(
+    *("redis_dramatiq", "Dramatiq+Redis", "dramatiq", "redis"),
+    store=Store.REDIS,
+    workers=(_DRAMATIQ,),
+)
+PROCRASTINATE = _peer(
+    *("postgres_procrastinate", "Procrastinate", "procrastinate", "psycopg"),
+    store=Store.POSTGRESQL,
+    prepare=(*_PROCRASTINATE, "schema", "--apply"),
+    workers=((*_PROCRASTINATE, "worker"),) * 2,
 )
 
 #: Measured in each run.
@@ -43,5 +73,9 @@ ALWAYS = (POST, EXECUTOR, NOOP)
 #: Measured if asked for, by the name that asks.
 PEERS = {
     "huey": HUEY,
+    "sqlite-huey": SQLITE_HUEY,
     "celery": CELERY,
+    "rq": RQ,
+    "dramatiq": DRAMATIQ,
+    "procrastinate": PROCRASTINATE,
 }
