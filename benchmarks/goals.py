@@ -10,11 +10,13 @@ from .ours import (
     MEMORY,
     POSTGRES,
     POSTGRES_JOINED,
+    POSTGRES_WORKERS,
     SQLITE,
+    SQLITE_FULL,
     SQLITE_JOINED,
     SQLITE_WORKERS,
 )
-from .peers import CELERY, EXECUTOR, HUEY, POST
+from .peers import CELERY, EXECUTOR, HUEY, POST, PROCRASTINATE, SQLITE_HUEY
 from .series import Figures
 from .system import System
 
@@ -70,18 +72,35 @@ GOALS = (
     Goal("A3", MEMORY, "added_p50", 0.4, HUEY),
     Goal("A4", SQLITE, "hand_over_1_p50", 0.6, HUEY),
     Goal("A5", SQLITE, "hand_over_8_p50", 0.65, HUEY),
+    Goal("A5", SQLITE, "hand_over_8_p50", 0.3, SQLITE_HUEY),
+    Goal("A6", SQLITE_FULL, "hand_over_1_p50", 1.0, SQLITE_HUEY),
+    Goal("A6", SQLITE_FULL, "hand_over_8_p50", 0.3, SQLITE_HUEY),
+    Goal("A6", SQLITE_FULL, "hand_over_8_p99", 0.5, SQLITE_HUEY),
+    Goal("A7", POSTGRES, "hand_over_1_p50", 0.4, PROCRASTINATE),
     Goal("A8", SQLITE_JOINED, "added_in_view_p50", 0.3, SQLITE),
     Goal("A8", POSTGRES_JOINED, "added_in_view_p50", 0.6, POSTGRES),
+    Goal("A9", MEMORY, "hand_over_8_requests_per_second", 0.85, EXECUTOR),
+    Goal("A9", MEMORY, "hand_over_8_requests_per_second", 1.0, HUEY),
     Goal("B1", SQLITE_WORKERS, "pickup_p50", 0.8, HUEY),
     Goal("B1", SQLITE_WORKERS, "pickup_p50", 0.25, CELERY),
     Goal("B2", MEMORY, "pickup_p50", 0.55, POST),
     Goal("B2", MEMORY, "pickup_p50", 1.35, HUEY),
     Goal("B2", MEMORY, "pickup_p50", 0.4, CELERY),
+    Goal("B3", POSTGRES, "pickup_p50", 0.5, PROCRASTINATE),
+    Goal("B3", POSTGRES_WORKERS, "pickup_p50", 0.5, PROCRASTINATE),
     Goal("C1", SQLITE_WORKERS, "tasks_per_second", 2.2, HUEY),
+    Goal("C1", SQLITE_WORKERS, "tasks_per_second", 3.0, SQLITE_HUEY),
     Goal("C1", SQLITE_WORKERS, "tasks_per_second", 10.0, CELERY),
+    Goal("C2", SQLITE_WORKERS, "cpu_seconds_per_1000", 0.65, SQLITE_HUEY),
+    Goal("C2", SQLITE_WORKERS, "cpu_seconds_per_1000", 0.45, HUEY),
     Goal("C3", MEMORY, "tasks_per_second", 3.0, POST),
     Goal("C3", MEMORY, "tasks_per_second", 0.75, HUEY),
     Goal("C3", MEMORY, "tasks_per_second", 3.0, CELERY),
+    Goal("C5", POSTGRES_WORKERS, "tasks_per_second", 3.0, PROCRASTINATE),
+    Goal("D1", MEMORY, "memory", 1.06, EXECUTOR),
+    Goal("D1", MEMORY, "memory", 0.35, CELERY),
+    Goal("D2", SQLITE_WORKERS, "memory", 0.9, SQLITE_HUEY),
+    Goal("D2", SQLITE_WORKERS, "memory", 0.75, HUEY),
 )
 
 

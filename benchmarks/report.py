@@ -42,17 +42,25 @@ _TABLES = {
         Column("pickup p50", "pickup_p50"),
         Column("p99", "pickup_p99"),
     ),
-    "A burst": (Column("tasks/s", "tasks_per_second"),),
+    "Under load, and at rest, without broker and database server": (
+        Column("requests/s, 8 conn.", "hand_over_8_requests_per_second"),
+        Column("tasks/s", "tasks_per_second"),
+        Column("CPU seconds/1000 tasks", "cpu_seconds_per_1000", digits=2),
+        Column("memory, MB", "memory", digits=1),
+    ),
 }
 #: What the goals' figures are called.
 _WORDS = {
     "hand_over_1_p50": "hand-over p50, 1 connection",
     "hand_over_8_p50": "hand-over p50, 8 connections",
     "hand_over_8_p99": "hand-over p99, 8 connections",
+    "hand_over_8_requests_per_second": "requests per second, 8 connections",
     "added_p50": "added to the response, p50",
     "added_in_view_p50": "added in the view, p50",
     "pickup_p50": "pickup p50",
     "tasks_per_second": "tasks per second",
+    "cpu_seconds_per_1000": "CPU time of a task",
+    "memory": "memory at rest",
 }
 _COUNTS = ("launched", "once", "twice", "never")
 

@@ -1,10 +1,11 @@
 """The series of one repetition on one system: what is asked for, and what is read off it.
 
-All figures of time are microseconds.
+All figures of time are microseconds, of memory megabytes; seconds say so in their names.
 """
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -37,7 +38,9 @@ def measure(system: System, load: Load) -> Figures:
     """Measure one repetition of ``system``: latency on one web process, throughput on two."""
     with running(system, workers=1) as site:
         _warm_up(site)
-        figures = _hand_over(site, "hand_over_1", load.requests)
+        site.rest()
+        figures = {"memory": site.memory_megabytes()}
+        figures |= _hand_over(site, "hand_over_1", load.requests)
         figures |= _hand_over(site, "hand_over_8", load.requests, connections=THREADS)
         figures |= _hand_over(site, "hand_over_of_3", max(1, load.requests // 3), launches=3)
         figures |= _paced(site, load.pairs)
@@ -56,10 +59,13 @@ def _hand_over(
     """Ask as fast as answers come, while what was launched before runs."""
     _warm_up(site)
     paths = _triggers(site, requests, launches)
+    started = time.monotonic()
     samples = closed_loop(site.port, paths, connections=connections)
+    seconds = time.monotonic() - started
     site.settle()
     times = [sample.hand_over / 1000 for sample in samples]
-    return {f"{name}_p{percent}": percentile(times, percent) for percent in (50, 95, 99)}
+    figures = {f"{name}_p{percent}": percentile(times, percent) for percent in (50, 95, 99)}
+    return {**figures, f"{name}_requests_per_second": requests / seconds}
 
 
 def _paced(site: Site, pairs: int) -> Figures:
@@ -96,13 +102,19 @@ def _pickup(site: Site, numbers: range, triggers: Sequence[Sample]) -> Figures:
 
 def _burst(site: Site, load: Load) -> Figures:
     """Launch all at once; the time ends when the last receiver starts."""
-    first = site.launched
+    site.rest()
+    used, first = site.cpu_seconds(), site.launched
     paths = _triggers(site, load.burst // load.per_request, load.per_request)
     samples = closed_loop(site.port, paths, connections=THREADS, kept=False)
     site.settle()
     ran = [note.started_at for note in site.notes.read() if note.number >= first]
     seconds = (max(ran) - min(sample.started_at for sample in samples)) / 1e9
-    return {"tasks_per_second": len(ran) / seconds}
+    # Work goes on after a receiver's start: its completion is written, a reply is sent.
+    site.rest()
+    return {
+        "tasks_per_second": len(ran) / seconds,
+        "cpu_seconds_per_1000": (site.cpu_seconds() - used) * 1000 / len(ran),
+    }
 
 
 def _warm_up(site: Site) -> None:
@@ -116,6 +128,7 @@ def _counts(site: Site) -> dict[str, int]:
     """Hold the notebook against what was launched."""
     if not site.system.defers:
         return {"launched": 0, "once": 0, "twice": 0, "never": 0}
+    site.rest()  # A second run of one would come late.
     times = Counter(note.number for note in site.notes.read())
     once = sum(times[number] == 1 for number in range(site.launched))
     never = sum(times[number] == 0 for number in range(site.launched))

@@ -11,10 +11,11 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from uuid import uuid4
 
+from . import usage
 from .client import Connection
 from .environment import variables
 from .notes import Notebook
@@ -40,6 +41,8 @@ class Site:
     port: int
     notes: Notebook
     launched: int = 0
+    #: Of the commands that were started; their children belong to it as well.
+    pids: list[int] = field(default_factory=list)
 
     def numbers(self, launches: int) -> range:
         """Return the numbers of the next ``launches`` launches."""
@@ -56,6 +59,16 @@ class Site:
         if self.system.defers:
             self.notes.wait(self.launched, patience=_PATIENCE)
 
+    def rest(self) -> None:
+        """Return when its processes have nothing left to do, as far as one sees."""
+        usage.await_idle(self.pids)
+
+    def cpu_seconds(self) -> float:
+        return usage.cpu_seconds(self.pids)
+
+    def memory_megabytes(self) -> float:
+        return usage.memory_megabytes(self.pids)
+
 
 @contextmanager
 def running(system: System, *, workers: int) -> Iterator[Site]:
@@ -67,11 +80,13 @@ def running(system: System, *, workers: int) -> Iterator[Site]:
         _prepare(system, environ)
         log, worker_log = folder / "log", folder / "worker-log"
         for command in system.workers:
-            opened.enter_context(_process(command, environ, worker_log))
+            worker = opened.enter_context(_process(command, environ, worker_log))
+            site.pids.append(worker.pid)
         if system.workers:
             opened.callback(_tell_if_unsettled, site, worker_log)
         opened.callback(_tell, system, log)
         web = opened.enter_context(_process(_gunicorn(system, port, workers), environ, log))
+        site.pids.append(web.pid)
         _await_answer(port, web)
         yield site
 

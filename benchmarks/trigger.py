@@ -6,10 +6,12 @@ is judged by the ratio of two systems in the same round. Exits with 1 if a launc
 did not run exactly once.
 
 hand-over: what the view waits, from just before the signal (submit, post) to just after, in a
-closed loop; the app's own commit included, where a launch joins it.
-added: a response or a view with a launch less one without, paced, on an idle server.
+closed loop; the app's own commit included, where a launch joins it. requests/s: of that loop, while
+the tasks run. added: a response or a view with a launch less one without, paced, on an idle server.
 pickup: from the start of the hand-over to the start of the receiver, paced. tasks/s: a burst,
-from its first hand-over to the start of its last receiver; two processes do the work.
+from its first hand-over to the start of its last receiver; two processes do the work. CPU seconds:
+user and system time of web and worker processes, from the burst until they rest. memory: their PSS
+with one web process that rests. Neither includes Redis or PostgreSQL.
 """
 
 from __future__ import annotations
