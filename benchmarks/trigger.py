@@ -20,6 +20,7 @@ import argparse
 import sys
 import time
 from pathlib import Path
+from textwrap import fill
 
 from . import report
 from .goals import Results, judge
@@ -35,7 +36,7 @@ def main() -> int:
     load = _load(options)
     systems = _systems(options.peers)
     print(f"Machine: {machine()}")
-    print("Versions:", ", ".join(map(" ".join, versions(systems).items())))
+    print(fill(f"Versions: {', '.join(map(' '.join, versions(systems).items()))}", width=120))
     print(
         f"Load: {options.repetitions} repetitions of {load.requests} requests a series, "
         f"{load.pairs} paced pairs, a burst of {load.burst} launches ({load.per_request} each)",
