@@ -28,7 +28,7 @@ THREADS = 8
 _START, _STOP = 20.0, 20.0
 
 #: Seconds without news after which what has not run counts as never.
-_PATIENCE = 20.0
+_PATIENCE = 5.0
 
 _ROOT = Path(__file__).parents[1]
 
