@@ -225,10 +225,10 @@ class Life(RuleBasedStateMachine):
 
     @rule(delivery=deliveries)
     def cancel(self, delivery: Any) -> None:
-        model = self.model(delivery)
-        family = [m for m in self.models.values() if model and (m is model or m.parent is model)]
+        name = self.id_of(delivery)  # It may be purged before its children are.
+        family = [m for m in self.models.values() if name in (m.first.id, m.first.parent_id)]
         ended = [each for each in family if each.is_unfinished]
-        assert self.outbox.cancel(self.id_of(delivery), now=self.now) is bool(ended)
+        assert self.outbox.cancel(name, now=self.now) is bool(ended)
         for each in ended:
             self.finish(each, "cancelled")
 
