@@ -80,6 +80,7 @@ _d = deliveries.c
 
 # Most rows are in none of the partial ones, where a database has such.
 Index("async_hooks_due", _d.state, _d.queue, _d.priority, _d.run_at, _d.id)
+Index("async_hooks_created", _d.created_at, _d.id)
 for _name, _column, _unique in (
     ("async_hooks_unique", _d.unique_key, True),
     ("async_hooks_ref", _d.ref, False),

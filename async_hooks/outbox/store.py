@@ -175,12 +175,11 @@ _FIRST_LANE = (
     .order_by(_d.queue, _d.priority, _d.run_at)
     .limit(1)
 )
-_NEXT_LANE = _FIRST_LANE.where(
-    or_(
-        _d.queue > bindparam("after"),
-        and_(_d.queue == bindparam("after"), _d.priority > bindparam("above")),
-    )
+# Two looks: for one, with OR, a database may read all that waits in the lane before.
+_NEXT_IN_QUEUE = _FIRST_LANE.where(
+    _d.queue == bindparam("queue"), _d.priority > bindparam("priority")
 )
+_NEXT_QUEUE = _FIRST_LANE.where(_d.queue > bindparam("queue"))
 
 
 def lanes(connection: Executes) -> list[Lane]:
@@ -193,7 +192,11 @@ def lanes(connection: Executes) -> list[Lane]:
     while rows:
         lane = Lane(*rows[0])
         found.append(lane)
-        rows = connection.execute(_NEXT_LANE, {"after": lane.queue, "above": lane.priority}).all()
+        here = {"queue": lane.queue}
+        rows = (
+            connection.execute(_NEXT_IN_QUEUE, {**here, "priority": lane.priority}).all()
+            or connection.execute(_NEXT_QUEUE, here).all()
+        )
     return found
 
 

@@ -17,10 +17,10 @@ from sqlalchemy import (
     update,
 )
 
-from ..delivery import FINAL, DeliveryState
+from ..delivery import DeliveryState
 from ..envelope import Envelope
 from .schema import deliveries, pauses, relays
-from .store import UNFINISHED, clean, insert_missing, release_parent
+from .store import UNFINISHED, clean, insert_missing, lanes, paused, release_parent
 
 _d = deliveries.c
 _UNSUCCESSFUL = (DeliveryState.AVAILABLE, DeliveryState.DISCARDED, DeliveryState.CANCELLED)
@@ -219,14 +219,9 @@ def backlog(connection: Connection) -> list[tuple[str, str, int, float]]:
 
 def oldest_due(connection: Connection, *, now: float) -> float | None:
     """Return since when the longest waiting delivery is due, in queues that are not paused."""
-    found: float | None = connection.execute(
-        select(func.min(_d.run_at)).where(
-            _d.state == DeliveryState.AVAILABLE,
-            _d.run_at <= now,
-            _d.queue.not_in(select(pauses.c.queue)),
-        )
-    ).scalar()
-    return found
+    closed = paused(connection)
+    due = [lane.due_at for lane in lanes(connection) if lane.queue not in closed]
+    return min((at for at in due if at <= now), default=None)
 
 
 def retry(connection: Connection, delivery_id: str, *, now: float) -> int:
@@ -322,4 +317,5 @@ def purge(connection: Connection, *, before: float) -> int:
 
 
 def _is_old(before: float) -> ColumnElement[bool]:
-    return and_(_d.finished_at < before, _d.state.in_(FINAL), _d.unique_key.is_(None))
+    # Only what is final has finished; asked for its state, a database may read all that is.
+    return and_(_d.finished_at < before, _d.unique_key.is_(None))
