@@ -9,13 +9,15 @@ from pathlib import Path
 REDIS_URL = "redis://127.0.0.1:6379/9"
 
 _FOLDER, _NAME, _DATABASE = "BENCHMARK_FOLDER", "BENCHMARK_NAME", "BENCHMARK_DATABASE"
+_TASK_SECONDS = "BENCHMARK_TASK_SECONDS"
 
 
-def variables(folder: Path, name: str, database_url: str) -> dict[str, str]:
+def variables(folder: Path, name: str, database_url: str, task_seconds: float) -> dict[str, str]:
     """Return the environment of a server with these."""
     # A proxy of the environment's would be asked for 127.0.0.1 too.
     kept = {key: value for key, value in os.environ.items() if "proxy" not in key.lower()}
-    return {**kept, _FOLDER: str(folder), _NAME: name, _DATABASE: database_url}
+    told = {_FOLDER: str(folder), _NAME: name, _DATABASE: database_url}
+    return {**kept, **told, _TASK_SECONDS: str(task_seconds)}
 
 
 def folder() -> Path:
@@ -31,3 +33,8 @@ def name() -> str:
 def database_url() -> str:
     """Return the URL of the server's own database; empty if it has none."""
     return os.environ[_DATABASE]
+
+
+def task_seconds() -> float:
+    """Return how long each task sleeps; 0 if it takes no time."""
+    return float(os.environ[_TASK_SECONDS])

@@ -58,7 +58,7 @@ def _hand_over(
 ) -> Figures:
     """Ask as fast as answers come, while what was launched before runs."""
     _warm_up(site)
-    paths = _triggers(site, requests, launches)
+    paths = site.triggers(requests, launches)
     started = time.monotonic()
     samples = closed_loop(site.port, paths, connections=connections)
     seconds = time.monotonic() - started
@@ -104,7 +104,7 @@ def _burst(site: Site, load: Load) -> Figures:
     """Launch all at once; the time ends when the last receiver starts."""
     site.rest()
     used, first = site.cpu_seconds(), site.launched
-    paths = _triggers(site, load.burst // load.per_request, load.per_request)
+    paths = site.triggers(load.burst // load.per_request, load.per_request)
     samples = closed_loop(site.port, paths, connections=THREADS, kept=False)
     site.settle()
     ran = [note.started_at for note in site.notes.read() if note.number >= first]
@@ -120,7 +120,7 @@ def _burst(site: Site, load: Load) -> Figures:
 def _warm_up(site: Site) -> None:
     """Let every thread and connection be made, and everything be imported."""
     for connections in (1, THREADS, 4 * THREADS):
-        closed_loop(site.port, _triggers(site, 2 * connections), connections=connections)
+        closed_loop(site.port, site.triggers(2 * connections), connections=connections)
     site.settle()
 
 
@@ -138,11 +138,6 @@ def _counts(site: Site) -> dict[str, int]:
         "twice": site.launched - once - never,
         "never": never,
     }
-
-
-def _triggers(site: Site, requests: int, launches: int = 1) -> list[str]:
-    numbers = site.numbers(requests * launches)
-    return [f"/trigger/{first}/{launches}" for first in numbers[::launches]]
 
 
 def _pairs(numbers: range) -> Iterator[str]:

@@ -13,12 +13,13 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 from uuid import uuid4
 
 from . import usage
 from .client import Connection
 from .environment import variables
-from .notes import Notebook
+from .notes import Notebook, notebooks
 from .stores import database
 from .system import System, python
 
@@ -33,22 +34,44 @@ _PATIENCE = 5.0
 _ROOT = Path(__file__).parents[1]
 
 
+class Home(NamedTuple):
+    """What a server leaves to the next one in its place."""
+
+    folder: Path
+    port: int
+    database_url: str
+    environ: dict[str, str]
+
+
 @dataclass
 class Site:
-    """A running server. It numbers its launches, so that each can be told from all others."""
+    """A running server. It numbers its launches, so that each can be told from all others.
+
+    Times are CLOCK_MONOTONIC's nanoseconds: when its first process was started, and when it began
+    to serve its first visitor.
+    """
 
     system: System
     port: int
     notes: Notebook
+    ends: Notebook
     launched: int = 0
+    started_at: int = field(default_factory=time.monotonic_ns)
+    served_at: int = 0
     #: Of the commands that were started; their children belong to it as well.
     pids: list[int] = field(default_factory=list)
+    is_killed: bool = False
 
     def numbers(self, launches: int) -> range:
         """Return the numbers of the next ``launches`` launches."""
         first = self.launched
         self.launched += launches
         return range(first, self.launched)
+
+    def triggers(self, requests: int, launches: int = 1) -> list[str]:
+        """Return the paths of so many requests, each of which makes so many launches."""
+        numbers = self.numbers(requests * launches)
+        return [f"/trigger/{first}/{launches}" for first in numbers[::launches]]
 
     @property
     def is_settled(self) -> bool:
@@ -58,6 +81,14 @@ class Site:
         """Return when everything that was launched has run, or when nothing comes any more."""
         if self.system.defers:
             self.notes.wait(self.launched, patience=_PATIENCE)
+
+    def kill(self) -> None:
+        """Kill the whole process tree at once, and return when it is dead."""
+        self.is_killed = True
+        for pid in self.pids:
+            os.killpg(pid, signal.SIGKILL)
+        for pid in self.pids:
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
 
     def rest(self) -> None:
         """Return when its processes have nothing left to do, as far as one sees."""
@@ -73,11 +104,26 @@ class Site:
 @contextmanager
 def running(system: System, *, workers: int) -> Iterator[Site]:
     """Serve ``system`` with ``workers`` web processes."""
-    with tempfile.TemporaryDirectory() as path, ExitStack() as opened:
-        folder, name, port = Path(path), f"benchmark_{uuid4().hex}", _free_port()
-        url = opened.enter_context(database(system.store, folder, name))
-        environ, site = variables(folder, name, url), Site(system, port, Notebook(folder))
+    with fresh_home(system) as home, serving(system, home, workers=workers) as site:
+        yield site
+
+
+@contextmanager
+def fresh_home(system: System, *, task_seconds: float = 0.0) -> Iterator[Home]:
+    """Give ``system`` a home where each task sleeps for ``task_seconds``."""
+    name = f"benchmark_{uuid4().hex}"
+    with tempfile.TemporaryDirectory() as path, database(system.store, Path(path), name) as url:
+        environ = variables(Path(path), name, url, task_seconds)
         _prepare(system, environ)
+        yield Home(Path(path), _free_port(), url, environ)
+
+
+@contextmanager
+def serving(system: System, home: Home, *, workers: int) -> Iterator[Site]:
+    """Serve ``system`` at ``home`` with ``workers`` web processes."""
+    folder, port, _, environ = home
+    site = Site(system, port, *notebooks(folder))
+    with ExitStack() as opened:
         log, worker_log = folder / "log", folder / "worker-log"
         for command in system.workers:
             worker = opened.enter_context(_process(command, environ, worker_log))
@@ -87,7 +133,7 @@ def running(system: System, *, workers: int) -> Iterator[Site]:
         opened.callback(_tell, system, log)
         web = opened.enter_context(_process(_gunicorn(system, port, workers), environ, log))
         site.pids.append(web.pid)
-        _await_answer(port, web)
+        site.served_at = _await_answer(port, web)
         yield site
 
 
@@ -131,13 +177,13 @@ def _free_port() -> int:
         return port
 
 
-def _await_answer(port: int, web: _Process) -> None:
+def _await_answer(port: int, web: _Process) -> int:
+    """Return when the server began to serve its first visitor."""
     deadline = time.monotonic() + _START
     while time.monotonic() < deadline and web.poll() is None:
         try:
             with Connection(port) as connection:
-                connection.get("/noop")
-                return
+                return connection.get("/noop").started_at
         except OSError:
             time.sleep(0.05)
     raise SystemExit("The server did not start.")
@@ -145,7 +191,7 @@ def _await_answer(port: int, web: _Process) -> None:
 
 def _tell_if_unsettled(site: Site, log: Path) -> None:
     # Workers greet and warn at length; what they say matters when work is missing.
-    if not site.is_settled:
+    if not (site.is_settled or site.is_killed):
         _tell(site.system, log)
 
 
