@@ -13,7 +13,7 @@ from .goals import Outcome, Results
 from .machine import machine, versions
 from .series import Figures, Load
 from .system import System
-from .table import table
+from .table import spread, table
 
 
 class Column(NamedTuple):
@@ -124,7 +124,7 @@ def _goals(outcomes: Sequence[Outcome]) -> str:
                 outcome.goal.name,
                 _WORDS[outcome.goal.figure],
                 outcome.goal.promise,
-                f"{outcome.ratio:.3g} ({min(outcome.ratios):.3g}-{max(outcome.ratios):.3g})",
+                spread(outcome.ratios),
                 "met" if outcome.is_met else "missed",
             ]
             for outcome in outcomes

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from statistics import median
+
 
 def table(head: list[str], rows: list[list[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
@@ -15,6 +18,11 @@ def table(head: list[str], rows: list[list[str]]) -> str:
             )
         )
     return "\n".join(line.rstrip() for line in lines)
+
+
+def spread(ratios: Sequence[float]) -> str:
+    """Return the median, and between what it lies."""
+    return f"{median(ratios):.3g} ({min(ratios):.3g}-{max(ratios):.3g})"
 
 
 def _is_figure(cell: str) -> bool:

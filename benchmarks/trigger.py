@@ -25,6 +25,7 @@ from textwrap import fill
 from . import report
 from .goals import Results, judge
 from .machine import machine, versions
+from .options import parser_of, runnable
 from .ours import OURS
 from .peers import ALWAYS, PEERS
 from .series import Figures, Load, measure
@@ -34,7 +35,8 @@ from .system import System
 def main() -> int:
     options = _options()
     load = _load(options)
-    systems = _systems(options.peers)
+    asked = PEERS if "all" in options.peers else dict.fromkeys(options.peers)
+    systems = runnable((*OURS, *ALWAYS, *(PEERS[peer] for peer in asked)))
     print(f"Machine: {machine()}")
     print(fill(f"Versions: {', '.join(map(' '.join, versions(systems).items()))}", width=120))
     print(
@@ -70,13 +72,7 @@ def _ran_once(results: Results) -> bool:
 
 
 def _options() -> argparse.Namespace:
-    description, _, words = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.trigger",
-        description=description,
-        epilog=words,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of("benchmarks.trigger", __doc__)
     add = parser.add_argument
     add("--repetitions", type=int, default=3, metavar="N", help="rounds (default: %(default)s)")
     add("--requests", type=int, default=600, metavar="N", help="of a series (default: %(default)s)")
@@ -98,18 +94,6 @@ def _load(options: argparse.Namespace) -> Load:
         burst=options.burst,
         per_request=options.per_request,
     )
-
-
-def _systems(peers: list[str]) -> list[System]:
-    """Return what can be measured here, and say why the rest can't."""
-    asked = PEERS if "all" in peers else dict.fromkeys(peers)
-    systems = []
-    for system in (*OURS, *ALWAYS, *(PEERS[peer] for peer in asked)):
-        if (reason := system.missing) is not None:
-            print(f"Left out {system.label}: {reason}.", file=sys.stderr)
-        else:
-            systems.append(system)
-    return systems
 
 
 if __name__ == "__main__":
