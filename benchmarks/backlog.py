@@ -1,0 +1,120 @@
+"""How a backlog slows visitors: a no-op's response while many tasks are delivered, and without.
+
+``python -m benchmarks.backlog`` asks gunicorn's one web process of 8 threads for /noop on 2
+connections, each asking on as soon as it was answered: first idle, then while tasks that sleep
+5 ms are delivered by the same process or by workers. tasks/s: the rate at which they end meanwhile.
+
+Of async_hooks all is as by default, but for what waits in memory: that may be more than 1,000
+launches, and none is run in the request that made it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from statistics import median
+
+from .client import Sample, closed_loop
+from .launching import launch, warm_up
+from .machine import machine, versions
+from .options import parser_of, runnable
+from .ours import MEMORY, SQLITE, SQLITE_WORKERS
+from .peers import EXECUTOR, HUEY
+from .series import Figures, percentile
+from .server import Site, fresh_home, serving
+from .system import System
+from .table import spread, table
+
+#: S1: how often as long a visitor may wait while web processes deliver.
+_BOUND = 1.3
+
+_TASK_SECONDS = 0.005
+_CONNECTIONS = 2
+
+#: Seconds after which a backlog is given up.
+_PATIENCE = 120.0
+
+_COLUMNS = ("idle_p50", "idle_p99", "busy_p50", "busy_p99", "tasks_per_second")
+
+
+def main() -> int:
+    options = _options()
+    systems = runnable((MEMORY, SQLITE, SQLITE_WORKERS, EXECUTOR, HUEY))
+    print(f"Machine: {machine()}")
+    print("Versions:", ", ".join(map(" ".join, versions(systems).items())), flush=True)
+    results: dict[str, list[Figures]] = {system.name: [] for system in systems}
+    for repetition in range(1, options.repetitions + 1):
+        for system in systems:
+            results[system.name].append(_measure(system, options.tasks, options.requests))
+            print(f"{repetition}/{options.repetitions} {system.label}", file=sys.stderr)
+    print("\nMedians of the repetitions, in microseconds; busy / idle by repetition")
+    head = ["", "idle p50", "p99", "busy p50", "p99", "tasks/s", "p50 ratio", "p99 ratio", "S1"]
+    print(table(head, [_row(system, results[system.name]) for system in systems]))
+    return 0
+
+
+def _measure(system: System, tasks: int, requests: int) -> Figures:
+    with (
+        fresh_home(system, task_seconds=_TASK_SECONDS) as home,
+        serving(system, home, workers=1) as site,
+    ):
+        warm_up(site)
+        idle = closed_loop(site.port, ["/noop"] * requests, connections=_CONNECTIONS)
+        launch(site, tasks)
+        since, left = time.monotonic_ns(), site.launched - site.ends.count
+        busy = closed_loop(site.port, _noops(site), connections=_CONNECTIONS)
+        last = max(note.started_at for note in site.ends.read())
+        return {
+            **_figures("idle", idle),
+            **_figures("busy", busy),
+            "tasks_per_second": left / (last - since) * 1e9,
+        }
+
+
+def _noops(site: Site) -> Iterator[str]:
+    """Ask for one after the other as long as anything is left."""
+    ends, deadline = site.ends, time.monotonic() + _PATIENCE
+    while ends.count < site.launched:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{site.system.label} does not come to an end.")
+        yield "/noop"
+
+
+def _figures(name: str, samples: Sequence[Sample]) -> Figures:
+    times = [sample.latency / 1000 for sample in samples]
+    return {f"{name}_p{percent}": percentile(times, percent) for percent in (50, 99)}
+
+
+def _row(system: System, repetitions: Sequence[Figures]) -> list[str]:
+    middles = [median(each[column] for each in repetitions) for column in _COLUMNS]
+    p50s, p99s = (
+        [each[f"busy_p{percent}"] / each[f"idle_p{percent}"] for each in repetitions]
+        for percent in (50, 99)
+    )
+    verdict = "met" if median(p50s) <= _BOUND else "missed"
+    is_judged = system in (MEMORY, SQLITE)
+    return [
+        system.label,
+        *(f"{middle:,.0f}" for middle in middles),
+        *(spread(p50s), spread(p99s)),
+        verdict if is_judged else "",
+    ]
+
+
+def _options() -> argparse.Namespace:
+    parser = parser_of("benchmarks.backlog", __doc__)
+    add = parser.add_argument
+    add("--tasks", type=int, default=1500, metavar="N", help="default: %(default)s")
+    add("--requests", type=int, default=2000, metavar="N", help="while idle (default: %(default)s)")
+    add("--repetitions", type=int, default=3, metavar="N", help="rounds (default: %(default)s)")
+    add("--quick", action="store_true", help="one short round, to see that it works")
+    options = parser.parse_args()
+    if options.quick:
+        options.tasks, options.requests, options.repetitions = 300, 300, 1
+    return options
+
+
+if __name__ == "__main__":
+    sys.exit(main())
