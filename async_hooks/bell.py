@@ -6,12 +6,12 @@ lost costs no more than the wait for the next look: nothing depends on it.
 
 from __future__ import annotations
 
+import selectors
 import socket
-import threading
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from .shared_folder import shared_folder
 
@@ -20,42 +20,69 @@ _FRESH = 1.0
 
 
 class Bell:
-    """Calls ``wake`` when somebody rings, until it is closed."""
+    """Wakes the thread that waits for it; a ring while nobody waits ends the next wait.
 
-    def __init__(self, name: str, relay_id: str, wake: Callable[[], None]) -> None:
-        self._wake = wake
-        self._socket: socket.socket | None = None
+    Its own process rings it by a pair of sockets, and only if somebody waits: threads that are
+    busy need no system call for it.
+    """
+
+    def __init__(self) -> None:
+        self._is_rung = self._is_waited_for = False
+        self._heard: selectors.BaseSelector | None = None
+        self._rope: socket.socket | None = None
         self._path: Path | None = None
-        self._is_closed = False
-        try:
-            self._open(name, relay_id)
-        except (OSError, AttributeError):  # No such folder, or no such sockets: the relay looks.
-            self.close()
+
+    def hang(self, name: str, relay_id: str) -> None:
+        """Listen from now on, also to the other processes of the app called ``name``."""
+        if self._heard is None:
+            ours, self._rope = socket.socketpair()
+            self._heard = selectors.DefaultSelector()
+            self._listen_to(ours)
+            with suppress(OSError, AttributeError):  # No such folder, no such sockets: it looks.
+                self._let_others_ring(name, relay_id)
+
+    def ring(self) -> None:
+        self._is_rung = True
+        if self._is_waited_for and self._rope is not None:
+            with suppress(OSError):  # It is closed, or has been rung often enough.
+                self._rope.send(b"!")
+
+    def wait(self, seconds: float) -> None:
+        """Return when it is rung, at the latest after ``seconds``. It must hang."""
+        assert self._heard is not None  # noqa: S101 - its thread has seen to it
+        self._is_waited_for = True
+        if not self._is_rung:
+            for key, _ in self._heard.select(seconds):
+                _empty(key.fileobj)
+        self._is_waited_for = self._is_rung = False
 
     def close(self) -> None:
         if self._path is not None:
             self._path.unlink(missing_ok=True)
-        if self._socket is not None:
-            self._is_closed = True
-            with suppress(OSError):
-                self._socket.shutdown(socket.SHUT_RDWR)  # Ends a recv that waits.
-            self._socket.close()
+        if self._heard is not None and self._rope is not None:
+            for rings in [key.fileobj for key in self._heard.get_map().values()]:
+                rings.close()  # type: ignore[union-attr]
+            self._heard.close()
+            self._rope.close()
 
-    def _open(self, name: str, relay_id: str) -> None:
+    def _let_others_ring(self, name: str, relay_id: str) -> None:
         folder = shared_folder(name)
-        if folder is None:
-            return
-        self._path = folder / f"bell-{relay_id}"
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._socket.bind(str(self._path))
-        listening = (self._socket,)
-        name = "async_hooks-bell"
-        threading.Thread(target=self._listen, args=listening, name=name, daemon=True).start()
+        if folder is not None:
+            theirs = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+            self._listen_to(theirs)
+            self._path = folder / f"bell-{relay_id}"
+            theirs.bind(str(self._path))
 
-    def _listen(self, bell: socket.socket) -> None:
-        with suppress(OSError):
-            while bell.recv(1) and not self._is_closed:
-                self._wake()
+    def _listen_to(self, rings: socket.socket) -> None:
+        assert self._heard is not None  # noqa: S101
+        rings.setblocking(False)
+        self._heard.register(rings, selectors.EVENT_READ)
+
+
+def _empty(rings: Any) -> None:
+    with suppress(OSError):
+        while rings.recv(64):
+            pass
 
 
 class Ringer:

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from flask import Flask
 
-from .bell import Bell, Ringer
+from .bell import Ringer
 from .config import Config
 from .envelope import Envelope, new_id
 from .errors import OutboxUnavailable
@@ -156,7 +156,7 @@ class Claims:
         notes.pace.count()
         held = len(self._ledger.me.held)
         if (notes.has_more and held <= self._most() // 2) or (self._idle is not None and not held):
-            notes.wakeup.set()
+            notes.bell.ring()
 
     def give_back(self, envelopes: Iterable[Envelope]) -> None:
         """Let others have what no sender has taken."""
@@ -216,7 +216,7 @@ class Claims:
     def wake(self) -> None:
         notes = self._notes.get()
         notes.has_more = True
-        notes.wakeup.set()
+        notes.bell.ring()
 
     def ring(self) -> None:
         """Wake the other processes that relay, because this one does not."""
@@ -227,15 +227,13 @@ class Claims:
         """Claim nothing more."""
         notes = self._notes.get()
         notes.stopping.set()
-        notes.wakeup.set()
+        notes.bell.ring()
 
     def end(self) -> None:
         """Stop living; what still runs here is left to the others once the process is gone."""
         notes, me = self._notes.get(), self._ledger.me
         notes.ended.set()
-        notes.wakeup.set()
-        if notes.bell is not None:
-            notes.bell.close()
+        notes.bell.ring()
         if notes.thread is not None:
             notes.thread.join(2 * POLL)
         if not (me.held or me.running):
@@ -248,16 +246,15 @@ class Claims:
     def _run(self, notes: Notes) -> None:
         """Take turns until it is stopped, and look after what still runs until the end."""
         pause = 0.0
-        notes.bell = Bell(self._ledger.name, self._ledger.me.relay_id, self.wake)
         while not notes.ended.is_set():
             try:
+                notes.bell.hang(self._ledger.name, self._ledger.me.relay_id)
                 if notes.stopping.is_set():  # What still runs must not be taken for dead.
                     self._rescue.look_after(notes, self._clock.monotonic())
                     notes.ended.wait(POLL)
                 else:
                     self._turn(notes)
-                    notes.wakeup.wait(min(POLL * uniform(0.8, 1.2), notes.next_due))  # noqa: S311
-                    notes.wakeup.clear()
+                    notes.bell.wait(min(POLL * uniform(0.8, 1.2), notes.next_due))  # noqa: S311
                 pause, notes.trouble = 0.0, None
             except Exception as error:
                 # No longer than a beat: who pauses must not be taken for dead.
@@ -265,6 +262,7 @@ class Claims:
                 pause = min(max(2 * pause, 0.1), longest)
                 self._say(notes, error, pause)
                 notes.ended.wait(pause * uniform(0.5, 1.0))  # noqa: S311
+        notes.bell.close()
 
     def _say(self, notes: Notes, error: Exception, pause: float) -> None:
         """Show a failure of ours: it makes a pause, and never takes the app down."""
@@ -298,6 +296,7 @@ class Claims:
         held, room = self._ledger.me.held, self._room()
         notes.next_due = POLL
         if room <= 0 or notes.breaker.is_open(now):
+            notes.has_more = True  # For all that is known.
             self._say_if_idle(is_used_up=True)
             return
         if notes.breaker.trouble is not None:

@@ -22,10 +22,10 @@ class Notes:
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.thread: threading.Thread | None = None
-        self.wakeup = threading.Event()
+        #: Rung when there is something to do.
+        self.bell = Bell()
         self.stopping = threading.Event()
         self.ended = threading.Event()
-        self.bell: Bell | None = None
         self.breaker = Breaker()
         #: What keeps the loop itself from working.
         self.trouble: str | None = None

@@ -192,7 +192,7 @@ class Settling:
         """Leave the attempt to the process that runs it, for as long as it may take."""
         timeout = timeout_of(state_of(self._app), envelope)
         self._notes().watched[envelope.id] = (envelope, self._monotonic() + timeout)
-        self._notes().wakeup.set()
+        self._notes().bell.ring()
 
     def _may_still_run(self, envelope: Envelope) -> bool:
         """Tell whether the process that began with it is seen to live: its connection was cut."""

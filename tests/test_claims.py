@@ -6,7 +6,6 @@ import logging
 import os
 import sqlite3
 import time
-from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +13,7 @@ from typing import Any
 
 import pytest
 from conftest import Facts, make_task, plain_app
+from running import wait_until
 
 from async_hooks import AsyncHooks, AsyncTask, Delivery, DeliveryState, claims
 from async_hooks.claims import Claims
@@ -623,10 +623,3 @@ def test_old_deliveries_are_purged_by_the_loop(tmp_path: Path, action: str) -> N
 def counts(shop: Shop) -> dict[str, int]:
     with shop.app.app_context():
         return shop.hooks.outbox.counts()
-
-
-def wait_until(met: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not met():
-        assert time.monotonic() < deadline, "It never came about."
-        time.sleep(0.01)

@@ -7,7 +7,7 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -17,6 +17,7 @@ import blinker
 import pytest
 from conftest import Facts, make_task, plain_app
 from flask import Flask
+from running import wait_until
 
 from async_hooks import (
     AsyncHooks,
@@ -414,13 +415,6 @@ def test_a_result_that_is_no_json_is_kept_in_words(shops: list[Shop], action: st
     task = make_task(shop.hooks, action, run_action=lambda self, data: {1, 2})
     with shop.app.app_context():
         assert shop.wait_for(task.dispatch({}), "completed").result == "{1, 2}"
-
-
-def wait_until(met: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not met():
-        assert time.monotonic() < deadline, "It never came about."
-        time.sleep(0.01)
 
 
 # -- the outbox down

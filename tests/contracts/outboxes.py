@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from databases import fresh_database
+from running import wait_until
 from sqlalchemy import Connection, delete, select
 
 from async_hooks.delivery import Addition, Terms
@@ -229,7 +229,7 @@ class Outbox:
             first(connection)
             other = threads.submit(self.elsewhere, second)
             every = _LOOKS if self.kind == "mariadb" else 0.005
-            wait_until(lambda: other.done() or self._somebody_waits(), every)
+            wait_until(lambda: other.done() or self._somebody_waits(), every=every)
             connection.commit()
             return other.result(30)
 
@@ -271,11 +271,3 @@ def together(*bodies: Callable[[], T]) -> list[T]:
 
     with ThreadPoolExecutor(len(bodies)) as threads:
         return list(threads.map(run, bodies, timeout=60))
-
-
-def wait_until(met: Callable[[], bool], every: float = 0.005) -> None:
-    """Go on once ``met`` is true, asked ``every`` so many seconds; fail after 30 s."""
-    deadline = time.monotonic() + 30
-    while not met():
-        assert time.monotonic() < deadline, "It never came about."
-        time.sleep(every)

@@ -11,7 +11,7 @@ import blinker
 import pytest
 from conftest import Facts, make_task, plain_app
 from flask import Flask
-from outboxes import wait_until
+from running import wait_until
 
 from async_hooks import AsyncHooks, AsyncTask, Delivery, DeliveryState, Discard, Retry, claims
 from async_hooks.envelope import Envelope

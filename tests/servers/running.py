@@ -25,12 +25,15 @@ def free_port() -> int:
         return port
 
 
-def wait_until(is_met: Callable[[], Any], what: str = "it") -> Any:
-    """Return what ``is_met`` returns once that is true; fail after a generous bound."""
+def wait_until(is_met: Callable[[], Any], what: str = "it", *, every: float = 0.01) -> Any:
+    """Return what ``is_met`` returns once that is true; fail after a generous bound.
+
+    It is asked ``every`` so many seconds.
+    """
     deadline = time.monotonic() + BOUND
     while not (met := is_met()):
         assert time.monotonic() < deadline, f"{what} did not happen within {BOUND} seconds"
-        time.sleep(0.01)
+        time.sleep(every)
     return met
 
 
