@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import inspect
 import logging
@@ -178,6 +177,8 @@ def awaited(app: Flask, result: Any) -> Any:
     try:
         run = app.ensure_sync(wait)
     except RuntimeError:  # Flask lacks its [async] extra.
+        import asyncio  # Here, because few apps come here, and it takes time to start.
+
         return asyncio.run(wait())
     return run()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Collection, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection
 
@@ -16,9 +16,11 @@ from ..processes import PerProcess
 from ..verdict import Verdict
 from . import store, upkeep
 from .database import Database
-from .joined import Joined
 from .store import Hold, LastWords
 from .upkeep import Orphan, Seen
+
+if TYPE_CHECKING:  # Loads SQLAlchemy's ORM, which only those need who have it loaded already.
+    from .joined import Joined
 
 #: Characters of an error that are kept.
 MAX_ERROR = 2000

@@ -16,7 +16,6 @@ from ..errors import ConfigError
 from ..signals import task_discarded, tell
 from . import store
 from .database import Database, engine_for
-from .joined import Joined
 from .ledger import Ledger
 from .outbox import Outbox
 
@@ -76,6 +75,9 @@ def _joined(
     keep: Callable[[Sequence[Addition]], object],
     sent: Callable[[], None],
 ) -> Ledger:
+    # Here, because it loads SQLAlchemy's ORM, which who comes here has loaded already.
+    from .joined import Joined
+
     def engine() -> Engine:
         if db is None:  # A session of its own: no context's end may remove the caller's.
             bind: Engine = session.session_factory().get_bind()

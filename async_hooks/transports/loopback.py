@@ -30,7 +30,6 @@ from ..verdict import Verdict
 from .address import Address
 from .client import Client
 from .lean_client import LeanClient
-from .requests_client import RequestsClient
 from .stranger import stranger
 
 #: Seconds that a guessed address has to answer a ping.
@@ -184,4 +183,7 @@ def client_for(url: str, config: Config) -> Client:
     scheme = urlsplit(url).scheme
     if scheme == "http+unix" or (scheme == "http" and not callable(config.auth)):
         return LeanClient(url, config)
+    # Here, because it takes megabytes and time to start that few apps need to spend.
+    from .requests_client import RequestsClient
+
     return RequestsClient(url, config)
