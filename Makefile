@@ -1,6 +1,7 @@
 # make demo: the example site, on http://127.0.0.1:$(PORT)    make test: the whole suite
 PYTHON ?= python3
 PORT ?= 8000
+OF ?= trigger
 VENV := .venv
 BIN := $(VENV)/bin
 
@@ -32,8 +33,9 @@ coverage: $(VENV)/lint
 	$(BIN)/python -m coverage run --branch --source async_hooks -m pytest -m 'not slow'
 	$(BIN)/python -m coverage report --show-missing --skip-covered
 
+# OF: trigger, loss, backlog or growth.
 benchmark: $(VENV)/benchmarks
-	$(BIN)/python -m benchmarks.trigger $(ARGS)
+	$(BIN)/python -m benchmarks.$(OF) $(ARGS)
 
 # How visitors fare while strangers hammer at the endpoint, or at a page that does not exist.
 hammer: $(VENV)/test
