@@ -32,6 +32,10 @@ PATIENCE = 3.0
 #: Seconds between two tries, doubled from one to the next, with jitter.
 _PAUSE, _LONGEST_PAUSE = 0.0002, 0.005
 
+#: Milliseconds that SQLite waits by itself, which is cheaper than an exception. Its waiting is
+#: unfair, and its pauses grow: then it is us who wait.
+_OWN_WAIT = 20
+
 #: The most connections of a process at once; more wait for one to come free.
 _CONNECTIONS = 2 * KEPT
 
@@ -292,7 +296,7 @@ def _sqlite(url: URL, folder: Path, synchronous: str) -> Engine:
         connection.execute(f"PRAGMA busy_timeout = {round(PATIENCE * 1000)}")
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute(f"PRAGMA synchronous = {synchronous}")
-        connection.execute("PRAGMA busy_timeout = 0")  # Its waiting is unfair: we wait ourselves.
+        connection.execute(f"PRAGMA busy_timeout = {_OWN_WAIT}")
 
     return engine
 
