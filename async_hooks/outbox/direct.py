@@ -134,21 +134,21 @@ class Direct:
             raise
 
     def _make(self) -> PoolProxiedConnection:
-        """Return a new connection. If that fails, what lay in the pool may be as dead: try anew."""
-        error: BaseException
-        for _ in range(2):
+        """Return a new connection. One that lay in the pool may be dead: then another one."""
+        is_last = False
+        while True:
             connection = None
             try:
                 connection = self._engine.raw_connection()
                 self._let_commit_by_itself(connection)
                 return connection
-            except driver_error(self._engine) as failed:
-                error = failed
-                if connection is None:
-                    break
-                connection.invalidate()
-                self._engine.dispose()
-        raise self._wrapped(error, None, lost=False) from error
+            except driver_error(self._engine) as error:
+                if connection is not None:
+                    connection.invalidate()
+                    self._engine.dispose()
+                if connection is None or is_last:
+                    raise self._wrapped(error, None, lost=False) from error
+            is_last = True
 
     def _let_commit_by_itself(self, connection: PoolProxiedConnection) -> None:
         driver: Any = connection.driver_connection
