@@ -36,10 +36,10 @@ class Bell:
         """Listen from now on, also to the other processes of the app called ``name``."""
         if self._heard is None:
             ours, self._rope = socket.socketpair()
-            self._heard = selectors.DefaultSelector()
-            self._listen_to(ours)
+            self._heard = heard = selectors.DefaultSelector()
+            _listen(heard, ours)
             with suppress(OSError, AttributeError):  # No such folder, no such sockets: it looks.
-                self._let_others_ring(name, relay_id)
+                self._let_others_ring(heard, name, relay_id)
 
     def ring(self) -> None:
         self._is_rung = True
@@ -65,18 +65,18 @@ class Bell:
             self._heard.close()
             self._rope.close()
 
-    def _let_others_ring(self, name: str, relay_id: str) -> None:
+    def _let_others_ring(self, heard: selectors.BaseSelector, name: str, relay_id: str) -> None:
         folder = shared_folder(name)
         if folder is not None:
             theirs = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-            self._listen_to(theirs)
+            _listen(heard, theirs)
             self._path = folder / f"bell-{relay_id}"
             theirs.bind(str(self._path))
 
-    def _listen_to(self, rings: socket.socket) -> None:
-        assert self._heard is not None  # noqa: S101
-        rings.setblocking(False)
-        self._heard.register(rings, selectors.EVENT_READ)
+
+def _listen(heard: selectors.BaseSelector, rings: socket.socket) -> None:
+    rings.setblocking(False)
+    heard.register(rings, selectors.EVENT_READ)
 
 
 def _empty(rings: Any) -> None:
