@@ -8,6 +8,7 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 from driver import Chaos
 from launches import Strike
@@ -74,6 +75,17 @@ def frozen(chaos: Chaos, *pids: int) -> Iterator[None]:
                 os.kill(pid, signal.SIGCONT)
         for strike in strikes:
             strike.until = time.monotonic()
+
+
+def frozen_until_outrun(chaos: Chaos, pid: int, number: int) -> dict[str, Any]:
+    """Freeze who runs ``number`` until another run has completed it; return its row as it is then.
+
+    What held the runs up no longer does.
+    """
+    with frozen(chaos, pid):
+        chaos.hold.unlink()
+        wait_until(lambda: chaos.row(number)["state"] == "completed", "another run's end")
+        return dict(chaos.row(number))
 
 
 def hang_up(server: Server) -> set[int]:

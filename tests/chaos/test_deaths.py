@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from driver import Chaos, chaos
-from faults import frozen, kill, kill_group, note_deaths, reload
+from faults import frozen, frozen_until_outrun, kill, kill_group, note_deaths, reload
 from running import BOUND, wait_until
 from settling import settled
 from under_fire import Server
@@ -121,10 +121,7 @@ def test_a_frozen_run_that_goes_on_changes_nothing(tmp_path: Path) -> None:
         scenario.launch(server)
         number = scenario.last.number
         pid = scenario.begin_of(number)["pid"]
-        with frozen(scenario, pid):
-            scenario.hold.unlink()
-            wait_until(lambda: scenario.row(number)["state"] == "completed", "another run's end")
-            before = dict(scenario.row(number))
+        before = frozen_until_outrun(scenario, pid, number)
         late = wait_until(lambda: scenario.lines("rejected"), "the late end's refusal")
         assert any(line["pid"] == pid for line in late), late
         assert dict(scenario.row(number)) == before

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from driver import Chaos, chaos
-from faults import frozen, kill, kill_parent
+from faults import frozen_until_outrun, kill, kill_parent
 from killer import rampage
 from running import wait_until
 from settling import settled
@@ -70,10 +70,7 @@ def test_a_frozen_worker_that_goes_on_changes_nothing(tmp_path: Path) -> None:
         scenario.launch(server)
         number = scenario.last.number
         pid = scenario.begin_of(number)["pid"]
-        with frozen(scenario, pid):
-            scenario.hold.unlink()
-            wait_until(lambda: scenario.row(number)["state"] == "completed", "the other's end")
-            before = dict(scenario.row(number))
+        before = frozen_until_outrun(scenario, pid, number)
         late = wait_until(lambda: scenario.lines("end")[1:], "the late end")
         assert late[-1]["pid"] == pid
         scenario.launch(server, times=4)
