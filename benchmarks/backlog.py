@@ -18,8 +18,7 @@ from statistics import median
 
 from .client import Sample, closed_loop
 from .launching import launch, warm_up
-from .machine import machine, versions
-from .options import parser_of, runnable
+from .options import in_rounds, introduce, parser_of, runnable
 from .ours import MEMORY, SQLITE, SQLITE_WORKERS
 from .peers import EXECUTOR, HUEY
 from .series import Figures, percentile
@@ -42,13 +41,12 @@ _COLUMNS = ("idle_p50", "idle_p99", "busy_p50", "busy_p99", "tasks_per_second")
 def main() -> int:
     options = _options()
     systems = runnable((MEMORY, SQLITE, SQLITE_WORKERS, EXECUTOR, HUEY))
-    print(f"Machine: {machine()}")
-    print("Versions:", ", ".join(map(" ".join, versions(systems).items())), flush=True)
-    results: dict[str, list[Figures]] = {system.name: [] for system in systems}
-    for repetition in range(1, options.repetitions + 1):
-        for system in systems:
-            results[system.name].append(_measure(system, options.tasks, options.requests))
-            print(f"{repetition}/{options.repetitions} {system.label}", file=sys.stderr)
+    introduce(systems)
+    results = in_rounds(
+        systems,
+        options.repetitions,
+        lambda system: _measure(system, options.tasks, options.requests),
+    )
     print("\nMedians of the repetitions, in microseconds; busy / idle by repetition")
     head = ["", "idle p50", "p99", "busy p50", "p99", "tasks/s", "p50 ratio", "p99 ratio", "S1"]
     print(table(head, [_row(system, results[system.name]) for system in systems]))
@@ -108,8 +106,6 @@ def _options() -> argparse.Namespace:
     add = parser.add_argument
     add("--tasks", type=int, default=1500, metavar="N", help="default: %(default)s")
     add("--requests", type=int, default=2000, metavar="N", help="while idle (default: %(default)s)")
-    add("--repetitions", type=int, default=3, metavar="N", help="rounds (default: %(default)s)")
-    add("--quick", action="store_true", help="one short round, to see that it works")
     options = parser.parse_args()
     if options.quick:
         options.tasks, options.requests, options.repetitions = 300, 300, 1

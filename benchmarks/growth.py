@@ -105,10 +105,8 @@ def _options() -> argparse.Namespace:
     parser = parser_of("benchmarks.growth", __doc__)
     add = parser.add_argument
     add("--rows", type=int, default=1_000_000, metavar="N", help="default: %(default)s")
-    add("--repetitions", type=int, default=3, metavar="N", help="rounds (default: %(default)s)")
     add("--deliveries", type=int, default=200_000, metavar="N", help="default: %(default)s")
     add("--on", dest="kinds", action="append", choices=_STORES, help="default: all")
-    add("--quick", action="store_true", help="one round of little, to see that it works")
     options = parser.parse_args()
     options.kinds = options.kinds or _STORES
     if options.quick:

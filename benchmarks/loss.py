@@ -20,8 +20,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 
 from .killing import Loss, measure
-from .machine import machine, versions
-from .options import parser_of, runnable
+from .options import in_rounds, introduce, parser_of, runnable
 from .ours import SQLITE, SQLITE_WORKERS
 from .peers import CELERY, EXECUTOR, HUEY
 from .system import System
@@ -51,13 +50,12 @@ _Losses = Mapping[str, Sequence[Loss]]
 def main() -> int:
     options = _options()
     systems = runnable((*_OURS, HUEY, CELERY, EXECUTOR))
-    print(f"Machine: {machine()}")
-    print("Versions:", ", ".join(map(" ".join, versions(systems).items())), flush=True)
-    losses: dict[str, list[Loss]] = {system.name: [] for system in systems}
-    for repetition in range(1, options.repetitions + 1):
-        for system in systems:
-            losses[system.name].append(measure(system, options.tasks, patience=options.patience))
-            print(f"{repetition}/{options.repetitions} {system.label}", file=sys.stderr)
+    introduce(systems)
+    losses = in_rounds(
+        systems,
+        options.repetitions,
+        lambda system: measure(system, options.tasks, patience=options.patience),
+    )
     print("\nEach kill")
     print(_table(systems, losses))
     print("\nGoals: kills that met it")
@@ -96,9 +94,7 @@ def _options() -> argparse.Namespace:
     parser = parser_of("benchmarks.loss", __doc__)
     add = parser.add_argument
     add("--tasks", type=int, default=2000, metavar="N", help="accepted (default: %(default)s)")
-    add("--repetitions", type=int, default=3, metavar="N", help="kills (default: %(default)s)")
     add("--patience", type=float, default=20.0, metavar="S", help="default: %(default)s seconds")
-    add("--quick", action="store_true", help="one kill among few tasks, to see that it works")
     options = parser.parse_args()
     if options.quick:
         options.tasks, options.repetitions = 300, 1

@@ -18,18 +18,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from pathlib import Path
-from textwrap import fill
 
 from . import report
 from .goals import Results, judge
-from .machine import machine, versions
-from .options import parser_of, runnable
+from .options import in_rounds, introduce, parser_of, runnable
 from .ours import OURS
 from .peers import ALWAYS, PEERS
-from .series import Figures, Load, measure
-from .system import System
+from .series import Load, measure
 
 
 def main() -> int:
@@ -37,30 +33,18 @@ def main() -> int:
     load = _load(options)
     asked = PEERS if "all" in options.peers else dict.fromkeys(options.peers)
     systems = runnable((*OURS, *ALWAYS, *(PEERS[peer] for peer in asked)))
-    print(f"Machine: {machine()}")
-    print(fill(f"Versions: {', '.join(map(' '.join, versions(systems).items()))}", width=120))
+    introduce(systems)
     print(
         f"Load: {options.repetitions} repetitions of {load.requests} requests a series, "
         f"{load.pairs} paced pairs, a burst of {load.burst} launches ({load.per_request} each)",
         flush=True,
     )
-    results = _measure_all(systems, load, options.repetitions)
+    results = in_rounds(systems, options.repetitions, lambda system: measure(system, load))
     outcomes = judge(results)
     print(report.text(systems, results, outcomes))
     if options.json is not None:
         report.write_json(options.json, load, systems, results, outcomes)
     return 0 if _ran_once(results) else 1
-
-
-def _measure_all(systems: list[System], load: Load, repetitions: int) -> Results:
-    results: dict[str, list[Figures]] = {system.name: [] for system in systems}
-    for repetition in range(1, repetitions + 1):
-        for system in systems:
-            started = time.monotonic()
-            results[system.name].append(measure(system, load))
-            seconds = time.monotonic() - started
-            print(f"{repetition}/{repetitions} {system.label}: {seconds:.0f} s", file=sys.stderr)
-    return results
 
 
 def _ran_once(results: Results) -> bool:
@@ -74,11 +58,9 @@ def _ran_once(results: Results) -> bool:
 def _options() -> argparse.Namespace:
     parser = parser_of("benchmarks.trigger", __doc__)
     add = parser.add_argument
-    add("--repetitions", type=int, default=3, metavar="N", help="rounds (default: %(default)s)")
     add("--requests", type=int, default=600, metavar="N", help="of a series (default: %(default)s)")
     add("--burst", type=int, default=2000, metavar="N", help="launches (default: %(default)s)")
     add("--per-request", type=int, default=10, metavar="N", help="of them (default: %(default)s)")
-    add("--quick", action="store_true", help="one short round, to see that it works")
     add("--with", dest="peers", action="append", default=[], choices=[*PEERS, "all"])
     add("--json", type=Path, metavar="FILE", help="write the raw figures there")
     return parser.parse_args()
