@@ -11,19 +11,18 @@ from __future__ import annotations
 
 import atexit
 import logging
-import multiprocessing
 import queue
+import sys
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from multiprocessing.util import Finalize
 from random import uniform
+from typing import TYPE_CHECKING, Any
 
 from flask import Flask
 
-from .claims import Claims
 from .config import Config
 from .envelope import Envelope
 from .errors import AddressUnknown, NotConsumed, NotTaken, TransportError
@@ -32,6 +31,9 @@ from .signals import task_discarded, task_failed, tell
 from .state import Transport
 from .verdict import Outcome, Verdict
 from .wsgi import is_from_keyboard
+
+if TYPE_CHECKING:
+    from .claims import Claims
 
 #: Outcomes that say "later": the same envelope is sent again with a fresh token.
 _LATER = (Outcome.BUSY, Outcome.EXPIRED)
@@ -179,8 +181,11 @@ class Relay:
                 except RuntimeError:
                     break
                 crew.threads.append(thread)
-            if crew.threads and multiprocessing.parent_process() is not None:
-                # A child of multiprocessing ends without atexit.
+            loaded: Any = sys.modules.get("multiprocessing")
+            if crew.threads and loaded is not None and loaded.parent_process() is not None:
+                # A child of multiprocessing, which has loaded that, ends without atexit.
+                from multiprocessing.util import Finalize
+
                 Finalize(self, self.stop, exitpriority=0)
         return bool(crew.threads)
 
