@@ -16,7 +16,7 @@ from .ours import (
     SQLITE_JOINED,
     SQLITE_WORKERS,
 )
-from .peers import CELERY, EXECUTOR, HUEY, POST, PROCRASTINATE, SQLITE_HUEY
+from .peers import CELERY, EXECUTOR, HUEY, POST, POSTGRES_HUEY, PROCRASTINATE, SQLITE_HUEY
 from .series import Figures
 from .system import System
 
@@ -80,7 +80,9 @@ GOALS = (
     Goal("A6", SQLITE_FULL, "hand_over_8_p50", 0.3, SQLITE_HUEY),
     Goal("A6", SQLITE_FULL, "hand_over_8_p99", 0.5, SQLITE_HUEY),
     Goal("A7", POSTGRES, "hand_over_1_p50", 0.4, PROCRASTINATE),
+    Goal("A7", POSTGRES, "hand_over_1_p50", 0.75, POSTGRES_HUEY),
     Goal("A7", POSTGRES_WORKERS, "hand_over_1_p50", 0.4, PROCRASTINATE),
+    Goal("A7", POSTGRES_WORKERS, "hand_over_1_p50", 0.75, POSTGRES_HUEY),
     Goal("A8", SQLITE_JOINED, "added_in_view_p50", 0.3, SQLITE),
     Goal("A8", POSTGRES_JOINED, "added_in_view_p50", 0.6, POSTGRES),
     Goal("A9", MEMORY, "hand_over_8_requests_per_second", 0.85, EXECUTOR),
@@ -101,6 +103,7 @@ GOALS = (
     Goal("C3", MEMORY, "tasks_per_second", 0.75, HUEY),
     Goal("C3", MEMORY, "tasks_per_second", 3.0, CELERY),
     Goal("C5", POSTGRES_WORKERS, "tasks_per_second", 3.0, PROCRASTINATE),
+    Goal("C5", POSTGRES_WORKERS, "tasks_per_second", 1.2, POSTGRES_HUEY),
     Goal("D1", MEMORY, "memory", 1.06, EXECUTOR),
     Goal("D1", MEMORY, "memory", 0.35, CELERY),
     Goal("D2", SQLITE_WORKERS, "memory", 0.9, SQLITE_HUEY),

@@ -44,6 +44,11 @@ SQLITE_HUEY = _peer(
     store=Store.SQLITE,
     workers=(_huey("sqlite_huey"),),
 )
+POSTGRES_HUEY = _peer(
+    *("postgres_huey", "PostgresHuey", "huey", "psycopg"),
+    store=Store.POSTGRESQL,
+    workers=(_huey("postgres_huey"),),
+)
 CELERY = _peer(
     *("redis_celery", "Celery+Redis", "celery", "redis"),
     store=Store.REDIS,
@@ -74,6 +79,7 @@ ALWAYS = (POST, EXECUTOR, NOOP)
 PEERS = {
     "huey": HUEY,
     "sqlite-huey": SQLITE_HUEY,
+    "postgres-huey": POSTGRES_HUEY,
     "celery": CELERY,
     "rq": RQ,
     "dramatiq": DRAMATIQ,
