@@ -47,6 +47,8 @@ SQLITE_HUEY = _peer(
 POSTGRES_HUEY = _peer(
     *("postgres_huey", "PostgresHuey", "huey", "psycopg"),
     store=Store.POSTGRESQL,
+    # It makes its tables when it is imported, which two processes can't do at once.
+    prepare=python("benchmarks.systems.postgres_huey"),
     workers=(_huey("postgres_huey"),),
 )
 CELERY = _peer(
