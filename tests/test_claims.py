@@ -79,6 +79,7 @@ class Process:
         database = Database(
             lambda: engine_for(f"sqlite:///{shop.path}", shop.path.parent, synchronous="NORMAL"),
             patience=0.05,
+            is_own=True,
         )
         self.ledger = Ledger(
             f"shop {shop.path}", database, now=lambda: time.time() + shop.clock.at - 1000

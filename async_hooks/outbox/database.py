@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import time
+import weakref
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -73,13 +74,19 @@ class Database:
     ) -> None:
         """``is_own`` says that nobody else needs the engine's connections."""
         self._patience = patience
-        self._engine = PerProcess(make_engine)
+        self._engine = PerProcess(lambda: self._owned(make_engine()) if is_own else make_engine())
         self._direct = PerProcess(lambda: Direct(self.engine)) if is_own else None
         self._ready = PerProcess(dict[str, bool])
 
     @property
     def engine(self) -> Engine:
         return self._engine.get()
+
+    def _owned(self, engine: Engine) -> Engine:
+        """Return ``engine``, whose connections are closed when this object goes."""
+        end = weakref.finalize(self, _close_all, engine, os.getpid())
+        end.atexit = False  # What ends with the process has them until then.
+        return engine
 
     def write(self, body: Callable[[Connection], T], *, repeatable: bool = False) -> T:
         """Return what ``body`` returns, once it is committed.
@@ -212,6 +219,11 @@ class Database:
                 raise OutboxUnavailable(_in_words(self.engine, error)) from error
             time.sleep(pause * uniform(0.5, 1.5))  # noqa: S311
             pause = min(2 * pause, _LONGEST_PAUSE)
+
+
+def _close_all(engine: Engine, pid: int) -> None:
+    if os.getpid() == pid:  # A forked child would hang up on its parent's server.
+        engine.dispose()
 
 
 def is_busy(error: exc.DBAPIError) -> bool:

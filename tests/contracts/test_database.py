@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sqlite3
 import stat
@@ -14,7 +15,17 @@ from typing import Any
 import pytest
 from databases import KINDS, fresh_database
 from outboxes import NOW, Outbox, an_outbox, envelope
-from sqlalchemy import Connection, Engine, NullPool, create_engine, exc, inspect, text, update
+from sqlalchemy import (
+    Connection,
+    Engine,
+    NullPool,
+    create_engine,
+    event,
+    exc,
+    inspect,
+    text,
+    update,
+)
 
 from async_hooks.delivery import Addition, Terms
 from async_hooks.errors import ConfigError, OutboxUnavailable
@@ -295,6 +306,19 @@ def test_a_lock_that_could_not_be_had_means_busy(outbox: Outbox) -> None:
         second.rollback()
         first.rollback()
     assert is_busy(caught.value)
+
+
+def test_its_connections_are_closed_when_it_goes(outbox: Outbox) -> None:
+    closed: list[Any] = []
+
+    def use(database: Database) -> None:
+        event.listen(database.engine, "close", lambda connection, _: closed.append(connection))
+        # Two: the engine's, and the driver's.
+        database.read(lambda _: database.read_directly(store.lanes))
+
+    use(outbox.another(is_own=True))
+    gc.collect()
+    assert len(closed) == 2
 
 
 def test_a_password_is_not_in_what_goes_wrong(tmp_path: Path) -> None:
