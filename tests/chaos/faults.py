@@ -8,12 +8,16 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from driver import Chaos
 from launches import Strike
 from running import BOUND, wait_until
 from under_fire import Server, Target, Worker, is_alive
+
+#: Seconds that a stop may take at most; a process that somebody else wakes never stops.
+_MOMENT = 1.0
 
 
 def kill(chaos: Chaos, *pids: int, kind: str = "kill -9") -> float:
@@ -68,6 +72,7 @@ def frozen(chaos: Chaos, *pids: int) -> Iterator[None]:
     try:
         for pid in pids:
             os.kill(pid, signal.SIGSTOP)
+        _let_stop(pids)
         yield
     finally:
         for pid in pids:
@@ -75,6 +80,22 @@ def frozen(chaos: Chaos, *pids: int) -> Iterator[None]:
                 os.kill(pid, signal.SIGCONT)
         for strike in strikes:
             strike.until = time.monotonic()
+
+
+def _let_stop(pids: tuple[int, ...]) -> None:
+    """Wait a moment, for a signal takes one to reach a thread that runs on another processor."""
+    until = time.monotonic() + _MOMENT
+    while time.monotonic() < until and not all(map(_is_still, pids)):
+        time.sleep(0.001)
+
+
+def _is_still(pid: int) -> bool:
+    """Tell whether each thread of a process is stopped, or gone."""
+    try:
+        stats = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/stat")]
+    except OSError:  # One ended just now.
+        return False
+    return all(stat.rpartition(")")[2].split()[0] in "TtZX" for stat in stats)
 
 
 def frozen_until_outrun(chaos: Chaos, pid: int, number: int) -> dict[str, Any]:
