@@ -72,7 +72,7 @@ class Database:
         patience: float = PATIENCE,
         is_own: bool = False,
     ) -> None:
-        """``is_own`` says that nobody else needs the engine's connections."""
+        """``is_own`` says that nobody else needs the engine, nor its connections after this."""
         self._patience = patience
         self._engine = PerProcess(lambda: self._owned(make_engine()) if is_own else make_engine())
         self._direct = PerProcess(lambda: Direct(self.engine)) if is_own else None

@@ -13,8 +13,8 @@ from typing import Any
 
 from driver import Chaos
 from launches import Strike
-from running import BOUND, wait_until
-from under_fire import Server, Target, Worker, is_alive
+from running import BOUND, is_alive, state_in, wait_until
+from under_fire import Server, Target, Worker
 
 #: Seconds that a stop may take at most; a process that somebody else wakes never stops.
 _MOMENT = 1.0
@@ -92,10 +92,10 @@ def _let_stop(pids: tuple[int, ...]) -> None:
 def _is_still(pid: int) -> bool:
     """Tell whether each thread of a process is stopped, or gone."""
     try:
-        stats = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/stat")]
-    except OSError:  # One ended just now.
-        return False
-    return all(stat.rpartition(")")[2].split()[0] in "TtZX" for stat in stats)
+        stats = list(Path(f"/proc/{pid}/task").glob("*/stat"))
+    except OSError:  # It ended just now.
+        return True
+    return all(state_in(stat) in "TtZX" for stat in stats)
 
 
 def frozen_until_outrun(chaos: Chaos, pid: int, number: int) -> dict[str, Any]:

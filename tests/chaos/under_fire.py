@@ -11,7 +11,7 @@ from http.client import HTTPException
 from pathlib import Path
 
 from running import HERE as SERVERS
-from running import Site, gunicorn, wait_until
+from running import Site, gunicorn, is_alive, wait_until
 from visitors import Door
 
 HERE = Path(__file__).parent
@@ -92,10 +92,3 @@ class Worker(Target):
     def __init__(self, folder: Path, options: Sequence[str], environ: dict[str, str]) -> None:
         flask = [sys.executable, "-m", "flask", "--app", "chaos_app:app"]
         super().__init__(folder, [*flask, "async-hooks", "worker", *options], environ)
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False

@@ -37,6 +37,19 @@ def wait_until(is_met: Callable[[], Any], what: str = "it", *, every: float = 0.
     return met
 
 
+def state_in(stat: Path) -> str:
+    """Return the letter of the state that a process or thread is in; X if it is gone."""
+    try:
+        return stat.read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return "X"
+
+
+def is_alive(pid: int) -> bool:
+    """Tell whether it runs, or could; a zombie has ended."""
+    return state_in(Path(f"/proc/{pid}/stat")) not in "ZX"
+
+
 class Site:
     """A running server, its log, and the ledger that it shares with the test's other servers."""
 

@@ -17,7 +17,7 @@ import pytest
 import workshop
 from databases import KINDS, fresh_database
 from flask import Flask
-from running import BOUND, HERE, Site, free_port, gunicorn, wait_until
+from running import BOUND, HERE, Site, free_port, gunicorn, is_alive, wait_until
 
 from async_hooks.state import state_of
 
@@ -69,23 +69,12 @@ class Shop:
             for pid in children:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-        database = self.ledger.database
-        free = database._direct.get()._free  # What is kept for single statements.
-        while free:
-            free.pop().invalidate()
-        database.engine.dispose()
+        self.ledger.database.engine.dispose()
 
 
 def _children(pid: int) -> list[int]:
     path = Path(f"/proc/{pid}/task/{pid}/children")
     return [int(child) for child in path.read_text().split()] if path.exists() else []
-
-
-def _lives(pid: int) -> bool:
-    """Tell whether it runs; a zombie has ended."""
-    with suppress(FileNotFoundError, ProcessLookupError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    return False
 
 
 @pytest.fixture
@@ -284,7 +273,7 @@ def test_a_second_signal_ends_it_at_once(shop: Shop) -> None:
     wait_until(lambda: _lines(worker.process.pid, "ShdPnd") == 0, "its arrival")
     worker.process.send_signal(signal.SIGINT)
     assert worker.process.wait(BOUND) == 130
-    assert not _lives(child)
+    assert not is_alive(child)
 
 
 def _lines(pid: int, key: str) -> int:
@@ -298,7 +287,7 @@ def test_quick_ends_leave_nobody_behind(shop: Shop) -> None:
         children = wait_until(partial(_children, worker.process.pid), "a child")
         worker.process.send_signal(signal.SIGTERM)
         assert worker.process.wait(BOUND) == 0, worker.log
-        assert not any(map(_lives, children))
+        assert not any(map(is_alive, children))
         assert worker.log == ""
 
 
@@ -354,9 +343,9 @@ def test_the_child_of_a_parent_that_was_killed_ends_in_order(
     [child] = _children(worker.process.pid)
     worker.process.kill()
     worker.process.wait(BOUND)
-    assert _lives(child)
+    assert is_alive(child)
     shop.hold.unlink()
-    wait_until(lambda: not _lives(child), "the child's end")
+    wait_until(lambda: not is_alive(child), "the child's end")
     assert shop.states() == {1: "completed", 2: "available"}
     assert shop.outbox.relays() == []
 
@@ -425,7 +414,7 @@ def test_a_new_process_follows_when_one_has_grown_too_big(shop: Shop) -> None:
         shop.add(number, "leak")
     wait_until(lambda: shop.outbox.counts()["completed"] == 12, "their completion")
     last = shop.workers[0].notes("number")[-1]["pid"]
-    wait_until(lambda: not _lives(last), "the end of who leaked")
+    wait_until(lambda: not is_alive(last), "the end of who leaked")
     shop.add(12)
     worker.wait_for("number", 13)
     worker.stop()
