@@ -27,6 +27,7 @@ def only_adding(scenario: Chaos) -> Server:
     [
         ("sqlite", 2, "false"),
         ("postgresql", 8, "true"),
+        ("app", 2, "false"),
     ],
 )
 def test_a_random_killer_loses_nothing(tmp_path: Path, kind: str, number: int, relay: str) -> None:
