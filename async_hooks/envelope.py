@@ -8,7 +8,7 @@ import os
 from itertools import count
 from typing import Any, NamedTuple
 
-from .processes import PerProcess
+from .host.per_process import PerProcess
 
 
 class Origin(NamedTuple):

@@ -13,20 +13,23 @@ import blinker
 from flask import Flask, current_app, request_started
 
 from . import config as configuration
-from . import executor, handover, launcher, log
+from . import log
 from .config import Config
-from .consumed import Consumed
 from .context import Capture, Context, Restore
-from .endpoint import Endpoint
+from .endpoint import executor
+from .endpoint.attempt import ENDPOINT
+from .endpoint.endpoint import Endpoint
 from .errors import ConfigError, OutboxRequired
-from .handover import HandOver, is_served
-from .job import METHODS, OPTIONS, Job, P, R
-from .launcher import Launcher, Trigger
+from .host.replay import ReplayGuard
+from .jobs import METHODS, OPTIONS, Job, P, R
+from .launch import after_response as handover
+from .launch import launcher
+from .launch.after_response import HandOver, is_served
+from .launch.launcher import Launcher, Trigger
 from .receivers import Receiver
 from .recorder import Recorder, recording
 from .registry import Owned, Registry
-from .relay import Immediate, Relay
-from .run import ENDPOINT
+from .relay.relay import Immediate, Relay
 from .signing import SKEW, Signing
 from .state import KEY, State, Transport, current_state, state_of
 from .task import (
@@ -46,8 +49,8 @@ from .transports.in_process import InProcess
 from .transports.loopback import Loopback
 
 if TYPE_CHECKING:  # Comes with an optional extra.
+    from .outbox.admin import Outbox
     from .outbox.ledger import Ledger
-    from .outbox.outbox import Outbox
 
 logger = logging.getLogger("async_hooks")
 
@@ -100,7 +103,7 @@ class AsyncHooks:
             generation=self._registry.generation,
             context=self._context,
             signing=signing,
-            consumed=Consumed(signing.audience, config.max_age + SKEW),
+            replay_guard=ReplayGuard(signing.audience, config.max_age + SKEW),
             launcher=Launcher(app),
             relay=relay,
             ledger=ledger,
@@ -113,18 +116,18 @@ class AsyncHooks:
         app.teardown_request(handover.at_teardown)
         app.teardown_request(executor.at_teardown)
         request_started.connect(_restore, app, weak=False)
-        notice = address.notice
+        observe = address.observe
         if ledger is not None:
             app.after_request(handover.keep)
             app.teardown_appcontext(handover.at_context_end)
 
-            def notice(environ: Mapping[str, object]) -> None:
-                address.notice(environ)
+            def observe(environ: Mapping[str, object]) -> None:
+                address.observe(environ)
                 if config.relay and is_served(environ):
                     relay.start()
 
         app.wsgi_app = Endpoint(  # type: ignore[method-assign]
-            app, HandOver(app, app.wsgi_app), config=config, notice=notice
+            app, HandOver(app, app.wsgi_app), config=config, observe=observe
         )
         log.subscribe()
 
@@ -265,7 +268,7 @@ class AsyncHooks:
 
     def _open_outbox(self, app: Flask, config: Config, name: str) -> tuple[Ledger, Outbox]:
         try:
-            from .outbox.opening import open_outbox
+            from .outbox.open import open_outbox
         except ImportError as error:
             raise ConfigError(
                 f"'ASYNC_HOOKS_OUTBOX' needs SQLAlchemy ({error}). Install async-hooks[outbox]."
@@ -320,7 +323,7 @@ def _relay(
     fallback = in_process if config.fallback is not None else None
     claims = None
     if ledger is not None:
-        from .claims import Claims  # Who has no outbox need not load it.
+        from .relay.claims import Claims  # Who has no outbox need not load it.
 
         claims = Claims(app, config, ledger, take=lambda envelope: relay.take(envelope))
     relay = Relay(
@@ -329,7 +332,7 @@ def _relay(
         transport,
         fallback=fallback,
         in_process=in_process,
-        recall=loopback.recall,
+        cancel_unstarted=loopback.cancel_unstarted,
         claims=claims,
     )
     return relay

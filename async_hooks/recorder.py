@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from .envelope import Envelope
-from .relay import Immediate
+from .relay.relay import Immediate
 from .state import KEY, State
 from .transports.eager import Eager
 

@@ -26,7 +26,7 @@ worker_started = _signals.signal("worker_started")
 worker_stopped = _signals.signal("worker_stopped")
 
 
-def emit(signal: Signal, app: Flask, /, **facts: Any) -> None:
+def send(signal: Signal, app: Flask, /, **facts: Any) -> None:
     """Send ``facts`` to every listener of ``signal``, whatever one of them does."""
     if not signal.receivers:
         return
@@ -37,14 +37,14 @@ def emit(signal: Signal, app: Flask, /, **facts: Any) -> None:
             logger.exception("A listener of %s raised; the task goes on.", _name(signal))
 
 
-def tell(signal: Signal, app: Flask, /, **facts: Any) -> None:
+def send_in_context(signal: Signal, app: Flask, /, **facts: Any) -> None:
     """Emit ``signal`` where there may be no request: with an application context in any case."""
     if current_app and current_app._get_current_object() is app:  # type: ignore[attr-defined]
-        emit(signal, app, **facts)
+        send(signal, app, **facts)
         return
     try:
         with app.app_context():
-            emit(signal, app, **facts)
+            send(signal, app, **facts)
     except Exception:
         logger.exception("A teardown function raised after %s.", _name(signal))
 

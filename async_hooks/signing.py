@@ -127,9 +127,9 @@ class Signing:
             body["error"] = verdict.error[:ERROR_LENGTH]
         if verdict.after is not None:
             body["after"] = verdict.after
-        if verdict.place is not None:
-            body["at"] = verdict.place
-        if verdict.is_kept:
+        if verdict.host_id is not None:
+            body["at"] = verdict.host_id
+        if verdict.is_recorded:
             body["kept"] = True
         secrets = _secrets(self._app)
         own = next((s for s in reversed(secrets) if _signer((s,), _TOKEN).validate(token)), None)

@@ -12,11 +12,11 @@ from typing import Any, Protocol
 from flask import Flask, current_app
 
 from .config import Config
-from .consumed import Consumed
 from .context import Context
 from .delivery import Addition
 from .envelope import Envelope
 from .errors import ConfigError
+from .host.replay import ReplayGuard
 from .registry import Registry
 from .signing import Signing
 from .verdict import Verdict
@@ -63,7 +63,7 @@ class Launcher(Protocol):
         *,
         priority: int | None,
         user: Any,
-        wishes: Any,
+        options: Any,
     ) -> str: ...
 
     def hand_over(self, envelope: Envelope) -> None: ...
@@ -92,7 +92,7 @@ class Ledger(Protocol):
 
     def end(self, envelope: Envelope, verdict: Verdict) -> None: ...
 
-    def gather(self, parent_id: str) -> Mapping[str, Any] | None: ...
+    def collect_results(self, parent_id: str) -> Mapping[str, Any] | None: ...
 
     def give_back(self, envelopes: Sequence[Envelope]) -> int: ...
 
@@ -117,7 +117,7 @@ class State:
     generation: int
     context: Context
     signing: Signing
-    consumed: Consumed
+    replay_guard: ReplayGuard
     launcher: Launcher
     relay: Relay
     #: None without an outbox.
@@ -129,7 +129,7 @@ class State:
     #: False while nothing that is launched could run anywhere.
     is_reachable: Callable[[], bool]
     #: The tasks that were reported for reaching no receiver.
-    unheard: set[str] = field(default_factory=set)
+    without_receivers: set[str] = field(default_factory=set)
 
     def task_of(self, envelope: Envelope) -> type[Any] | None:
         """Return the task that ``envelope`` names, or None if this app has none of that name."""

@@ -99,7 +99,7 @@ def action_signal(action: str | blinker.Signal) -> blinker.Signal:
     return blinker.signal(action) if isinstance(action, str) else action
 
 
-class Wishes(NamedTuple):
+class LaunchOptions(NamedTuple):
     """What one launch asks of the outbox, instead of what its task declares."""
 
     delay: float | timedelta = 0
@@ -227,13 +227,13 @@ class AsyncTask:
                 f"Task {cls.name!r} was dispatched outside of an application context. "
                 "Wrap the call in 'with app.app_context():'."
             )
-        wishes = Wishes(delay, run_at, queue, unique_key)
+        options = LaunchOptions(delay, run_at, queue, unique_key)
         state = current_state()
         if state.config.outbox is None:
-            for key, wish in wishes._asdict().items():
+            for key, wish in options._asdict().items():
                 if wish:
                     raise OutboxRequired(needs_outbox(key, f"task {cls.name!r}"))
-        return state.launcher.dispatch(cls, data, priority=priority, user=user, wishes=wishes)
+        return state.launcher.dispatch(cls, data, priority=priority, user=user, options=options)
 
 
 def ref_of(task: type[AsyncTask], envelope: Envelope) -> str | None:

@@ -49,5 +49,5 @@ class Verdict:
     outcome: Outcome
     error: str | None = None
     after: float | None = None
-    place: str | None = None
-    is_kept: bool = False
+    host_id: str | None = None
+    is_recorded: bool = False

@@ -21,7 +21,7 @@ BATCH = 100
 #: The names of the steps, in their order.
 STEPS = ("insert", "claim", "begin", "complete")
 
-_DONE = Verdict(Outcome.COMPLETED, is_kept=True)
+_DONE = Verdict(Outcome.COMPLETED, is_recorded=True)
 
 
 class Stopwatch:

@@ -15,13 +15,14 @@ import pytest
 from conftest import Facts, make_task, plain_app
 from running import wait_until
 
-from async_hooks import AsyncHooks, AsyncTask, Delivery, DeliveryState, claims
-from async_hooks.claims import Claims
+from async_hooks import AsyncHooks, AsyncTask, Delivery, DeliveryState
 from async_hooks.delivery import Addition, Terms
 from async_hooks.envelope import Envelope
 from async_hooks.errors import ConnectionBroken, TimedOut, TransportError, Unreachable
 from async_hooks.outbox.database import Database, engine_for
 from async_hooks.outbox.ledger import Ledger
+from async_hooks.relay import claims
+from async_hooks.relay.claims import Claims
 from async_hooks.state import state_of
 from async_hooks.verdict import Outcome, Verdict
 
@@ -93,10 +94,10 @@ class Process:
         """Take one turn of the loop, and look round; return what it claimed."""
         before, notes = len(self.taken), self.claims._notes.get()
         notes.look_at = float("-inf")
-        self.claims._turn(notes)
+        self.claims._tick(notes)
         return self.taken[before:]
 
-    def beat(self, shop: Shop) -> None:
+    def heartbeat(self, shop: Shop) -> None:
         """Let a beat's time pass, and take a turn."""
         shop.clock.at += 1.01
         self.turn()
@@ -278,7 +279,7 @@ def test_a_dead_process_of_this_machine_is_missed_at_once(shop: Shop, facts: Fac
     survivor = shop.process()
     assert survivor.turn() == []
     kill(dead)
-    survivor.beat(shop)
+    survivor.heartbeat(shop)
     assert shop.delivery(began).crashes == 1
     assert (shop.delivery(waited).attempts, shop.delivery(waited).crashes) == (0, 0)
     assert "died" in str(facts.of("failed")[0]["exception"])
@@ -287,22 +288,22 @@ def test_a_dead_process_of_this_machine_is_missed_at_once(shop: Shop, facts: Fac
 
 def kill(process: Process) -> None:
     """Release the lock, and leave the file, as the kernel does."""
-    lifeline = process.ledger.me.lifeline
-    assert lifeline._file is not None
-    os.close(lifeline._file)
-    lifeline._file = None
+    liveness = process.ledger.me.liveness
+    assert liveness._file is not None
+    os.close(liveness._file)
+    liveness._file = None
 
 
 def test_a_silent_process_of_another_machine_is_missed_after_three_beats(shop: Shop) -> None:
     [launched] = shop.launch()
     silent, survivor = shop.process(), shop.process()
-    silent.ledger.me.lifeline.place = "elsewhere"
+    silent.ledger.me.liveness.host_id = "elsewhere"
     silent.turn()
     survivor.turn()
     for _ in range(2):
-        survivor.beat(shop)
+        survivor.heartbeat(shop)
     assert shop.delivery(launched).state is DeliveryState.EXECUTING
-    survivor.beat(shop)
+    survivor.heartbeat(shop)
     assert survivor.taken
 
 
@@ -310,22 +311,22 @@ def test_a_holder_without_a_row_of_its_own_is_missed_too(shop: Shop) -> None:
     [launched] = shop.launch()
     buried, survivor = shop.process(), shop.process()
     buried.turn()
-    buried.ledger.sign_off(buried.ledger.me.relay_id)
+    buried.ledger.deregister(buried.ledger.me.relay_id)
     survivor.turn()
     for _ in range(2):
-        survivor.beat(shop)
+        survivor.heartbeat(shop)
     assert survivor.taken == []
-    survivor.beat(shop)
+    survivor.heartbeat(shop)
     assert [envelope.id for envelope in survivor.taken] == [launched]
 
 
 def test_who_beats_is_not_missed_however_slow_the_observer(shop: Shop) -> None:
     shop.launch()
     alive, observer = shop.process(), shop.process()
-    alive.ledger.me.lifeline.place = "elsewhere"
+    alive.ledger.me.liveness.host_id = "elsewhere"
     alive.turn()
     for _ in range(5):
-        observer.beat(shop)
+        observer.heartbeat(shop)
         alive.turn()
     assert observer.taken == []
 
@@ -333,7 +334,7 @@ def test_who_beats_is_not_missed_however_slow_the_observer(shop: Shop) -> None:
 def test_nobody_is_missed_while_the_database_is_locked(shop: Shop) -> None:
     shop.launch()
     alive, observer = shop.process(), shop.process()
-    alive.ledger.me.lifeline.place = "elsewhere"
+    alive.ledger.me.liveness.host_id = "elsewhere"
     alive.turn()
     observer.turn()
     with closing(sqlite3.connect(shop.path, isolation_level=None)) as writer:
@@ -344,7 +345,7 @@ def test_nobody_is_missed_while_the_database_is_locked(shop: Shop) -> None:
                 observer.turn()
         writer.execute("ROLLBACK")
     observer.turn()
-    observer.beat(shop)
+    observer.heartbeat(shop)
     assert observer.taken == []
 
 
@@ -370,9 +371,9 @@ def test_what_nobody_here_remembers_goes_back(shop: Shop) -> None:
     process = shop.process()
     process.turn()
     process.ledger.me.held.clear()  # As after a commit of which nobody knew.
-    process.beat(shop)
+    process.heartbeat(shop)
     assert shop.delivery(launched).state is DeliveryState.EXECUTING
-    process.beat(shop)
+    process.heartbeat(shop)
     assert shop.delivery(launched).attempts == 0
     assert len(process.taken) == 2
 
@@ -387,8 +388,8 @@ def test_a_run_whose_sender_is_gone_is_settled_by_its_own_process(shop: Shop) ->
     executor.claims.release(envelope)  # Another process had claimed and posted it …
     assert executor.ledger.begin(envelope)
     executor.ledger.end(envelope, Verdict(Outcome.DISCARDED, "never again"))  # … and died.
-    executor.beat(shop)
-    executor.beat(shop)
+    executor.heartbeat(shop)
+    executor.heartbeat(shop)
     delivery = shop.delivery(launched)
     assert (delivery.state, delivery.error) == (DeliveryState.DISCARDED, "never again")
     assert sender.taken == []
@@ -535,7 +536,7 @@ def test_a_repeated_post_leaves_the_run_alone(shop: Shop) -> None:
     assert not process.ledger.begin(envelope)
     process.claims.release(envelope)
     for _ in range(3):
-        process.beat(shop)
+        process.heartbeat(shop)
     assert shop.delivery(launched).state is DeliveryState.EXECUTING
     assert process.ledger.complete(envelope, None)
 

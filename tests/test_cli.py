@@ -22,12 +22,12 @@ from flask import Flask
 from sqlalchemy import update
 
 from async_hooks import AsyncHooks, AsyncTask
-from async_hooks.cli import cli
+from async_hooks.cli.inspect import cli
 from async_hooks.delivery import Addition, Terms
 from async_hooks.envelope import Envelope, new_id
+from async_hooks.host.runtime_dir import runtime_dir
 from async_hooks.outbox import schema, store
-from async_hooks.outbox.upkeep import BATCH
-from async_hooks.shared_folder import shared_folder
+from async_hooks.outbox.queries import BATCH
 from async_hooks.state import state_of
 
 OUTBOX_COMMANDS = (
@@ -242,7 +242,7 @@ def test_status_shows_all_five_states_and_what_is_parked(anywhere: Shop) -> None
 def test_status_shows_a_workers_name_queues_and_what_it_runs(anywhere: Shop) -> None:
     anywhere.run("init-db")
     me = anywhere.ledger.me
-    anywhere.ledger.beat(None, name="night shift", queues=["a", "b"])
+    anywhere.ledger.heartbeat(None, name="night shift", queues=["a", "b"])
     running, claimed, _ = (anywhere.add() for _ in range(3))
     anywhere.set(running, claimed, state="executing", relay=me.relay_id, lease="x")
     anywhere.set(running, started_at=1e9)
@@ -251,19 +251,19 @@ def test_status_shows_a_workers_name_queues_and_what_it_runs(anywhere: Shop) -> 
     assert relay["deliveries"] == [running]
     text = anywhere.run("status").output
     assert f"  worker night shift: queues a, b  runs {running}\n" in text
-    me.lifeline.end()
+    me.liveness.end()
 
 
 def test_status_shows_the_relays_and_their_trouble(shop: Shop) -> None:
     shop.run("init-db")
-    shop.ledger.beat("No address\nis known.")
+    shop.ledger.heartbeat("No address\nis known.")
     [relay] = shop.json("status")["relays"]
     assert (relay["pid"], relay["is_alive"]) == (os.getpid(), True)
     datetime.fromisoformat(relay["started_at"])
     text = shop.run("status").output
     assert f"pid {os.getpid()}  alive  since " in text
     assert "trouble: No address\\nis known." in text
-    shop.ledger.me.lifeline.end()
+    shop.ledger.me.liveness.end()
 
 
 # -- deliveries and why
@@ -544,10 +544,10 @@ def test_health_tells_a_monitor_in_one_line(shop: Shop) -> None:
     assert result.output.startswith("Trouble: A delivery has been due for 100")
     assert result.output.count("\n") == 1
     assert shop.json("health", code=1)["oldest_due_seconds"] >= 1000
-    shop.ledger.beat(None)
+    shop.ledger.heartbeat(None)
     assert shop.run("health", "--patience", "1h").exit_code == 0
     assert shop.run("health", "--patience", "5m").exit_code == 1
-    shop.ledger.me.lifeline.end()
+    shop.ledger.me.liveness.end()
 
 
 def test_health_without_its_database_is_still_an_answer() -> None:
@@ -666,7 +666,7 @@ def test_a_launch_into_a_paused_queue_waits(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_command_leaves_nothing_in_the_shared_folder(command: Command, tmp_path: Path) -> None:
-    folder = shared_folder("site_of_cli")
+    folder = runtime_dir("site_of_cli")
     assert folder is not None
     before = set(folder.iterdir())
     command("init-db")

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from async_hooks.settlement import ELSE, RULES, Rule, Then
+from async_hooks.relay.outcomes import OTHERWISE, RULES, Action, Rule
 from async_hooks.verdict import Outcome
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -35,13 +35,13 @@ def test_the_table_of_endings_is_the_rules() -> None:
     text = (DOCS / "outbox.md").read_text().partition("## What each ending means")[2]
     rows = [line for line in text.splitlines() if line.startswith("| ")][1:]
     expected = [_row(f"`{ending}`", rule, str(ending)) for ending, rule in RULES.items()]
-    expected.append(_row("anything else: refused, a login page, another app", ELSE, ""))
+    expected.append(_row("anything else: refused, a login page, another app", OTHERWISE, ""))
     assert rows[: len(expected)] == expected
 
 
 def _row(name: str, rule: Rule, ending: str) -> str:
     slower = ", slower" if rule.slows else ""
-    begun = rule.then + (slower if rule.then is Then.WAIT else "")
+    begun = rule.action + (slower if rule.action is Action.WAIT else "")
     runs = (Outcome.COMPLETED, Outcome.FAILED, Outcome.RETRY, Outcome.DISCARDED)
     not_begun = "" if ending in runs else f"sent again{slower}"
     return f"| {name} | {begun} | {rule.counts} | {not_begun} |".replace("|  |", "| |")

@@ -339,13 +339,13 @@ def test_a_byte_a_second_is_timed_out() -> None:
 class TestAddress:
     def learnt(self, environ: dict[str, Any]) -> Address:
         address = Address(None)
-        address.notice(environ)
+        address.observe(environ)
         return address
 
     def test_a_configured_one_stays(self) -> None:
         address = Address("http://app:8000")
         with socket.create_server(("127.0.0.1", 0)) as server:
-            address.notice({"gunicorn.socket": server})
+            address.observe({"gunicorn.socket": server})
         assert address.url == "http://app:8000"
 
     @pytest.mark.parametrize("key", ["gunicorn.socket", "werkzeug.socket"])
@@ -407,7 +407,7 @@ class TestAddress:
     def test_guesses_that_do_not_answer_give_way_to_others(self) -> None:
         address = self.learnt({"SERVER_SOFTWARE": "waitress", "SERVER_PORT": "1"})
         address.refute()
-        address.notice({"SERVER_SOFTWARE": "waitress", "SERVER_PORT": "2"})
+        address.observe({"SERVER_SOFTWARE": "waitress", "SERVER_PORT": "2"})
         assert address.guesses() == []
         address._refuted_at -= 31
         assert address.guesses() == ["http://127.0.0.1:2"]
@@ -420,7 +420,7 @@ class TestGuess:
     def transport(self, server: Server) -> Loopback:
         app, _ = make_app()
         address = Address(None)
-        address.notice({"SERVER_SOFTWARE": "waitress", "SERVER_PORT": str(server.address[1])})
+        address.observe({"SERVER_SOFTWARE": "waitress", "SERVER_PORT": str(server.address[1])})
         return Loopback(app, state_of(app).config, address)
 
     def test_is_believed_after_a_signed_ping_came_back(self, serve: Serve) -> None:
@@ -498,11 +498,11 @@ def test_what_breaks_before_it_was_begun_is_safe_to_send_again(serve: Serve) -> 
 def test_what_breaks_after_it_was_begun_is_not(serve: Serve) -> None:
     server = serve(lambda request: b"")
     transport = own(server)
-    consumed = state_of(transport._app).consumed
+    replay_guard = state_of(transport._app).replay_guard
 
     def begin_and_die(request: bytes) -> bytes:
         token = request.partition(b"\r\n\r\n")[2]
-        consumed.take(token, json.loads(token.rpartition(b".")[0])["iat"])
+        replay_guard.take(token, json.loads(token.rpartition(b".")[0])["iat"])
         return b""
 
     server.reply = begin_and_die
@@ -531,7 +531,7 @@ def test_a_recall_takes_back_what_was_not_begun(serve: Serve, auth: Any) -> None
     thread = threading.Thread(target=send)
     thread.start()
     assert posted.wait(20)
-    transport.recall()
+    transport.cancel_unstarted()
     thread.join(20)
     assert not thread.is_alive()
     go_on.set()
@@ -545,11 +545,11 @@ def test_a_recall_leaves_what_has_begun(serve: Serve) -> None:
     server = serve(lambda request: b"")
     transport = own(server)
     done = answering(transport)
-    consumed = state_of(transport._app).consumed
+    replay_guard = state_of(transport._app).replay_guard
 
     def run(request: bytes) -> bytes:
         token = request.partition(b"\r\n\r\n")[2]
-        consumed.take(token, json.loads(token.rpartition(b".")[0])["iat"])
+        replay_guard.take(token, json.loads(token.rpartition(b".")[0])["iat"])
         begun.set()
         go_on.wait(20)
         return done(request)
@@ -559,7 +559,7 @@ def test_a_recall_leaves_what_has_begun(serve: Serve) -> None:
     thread = threading.Thread(target=lambda: verdicts.append(transport.send(E)))
     thread.start()
     assert begun.wait(20)
-    transport.recall()
+    transport.cancel_unstarted()
     go_on.set()
     thread.join(20)
     assert verdicts == [DONE]
@@ -578,10 +578,10 @@ def test_a_server_that_does_not_say_keep_alive_is_not_believed_to(serve: Serve) 
 def test_an_answer_that_overtakes_the_note_of_a_withdrawal_is_understood(serve: Serve) -> None:
     server = serve(lambda request: b"")
     transport = own(server)
-    consumed = state_of(transport._app).consumed
+    replay_guard = state_of(transport._app).replay_guard
     signing = state_of(transport._app).signing
     taken, answered = threading.Event(), threading.Event()
-    take = consumed.take
+    take = replay_guard.take
 
     def slow_take(token: bytes, issued_at: float) -> bool:
         shared = take(token, issued_at)
@@ -597,10 +597,10 @@ def test_an_answer_that_overtakes_the_note_of_a_withdrawal_is_understood(serve: 
         threading.Timer(0.05, answered.set).start()
         return f"HTTP/1.1 409 Conflict\r\nAsync-Hooks-Verdict: {text}\r\n\r\n".encode()
 
-    recalling = threading.Thread(target=transport.recall)
+    recalling = threading.Thread(target=transport.cancel_unstarted)
     server.reply = replayed
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(consumed, "take", slow_take)
+        patched.setattr(replay_guard, "take", slow_take)
         with pytest.raises(NotConsumed):
             transport.send(E)
     recalling.join(20)

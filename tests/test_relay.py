@@ -16,7 +16,7 @@ from flask import Flask
 from async_hooks import AsyncTask, Discard, TransportError
 from async_hooks.envelope import Envelope
 from async_hooks.errors import AddressUnknown, Unreachable
-from async_hooks.relay import Relay
+from async_hooks.relay.relay import Relay
 from async_hooks.state import state_of
 from async_hooks.verdict import Outcome, Verdict
 
@@ -68,7 +68,7 @@ def make_relay(
         transport,
         fallback=fallback,
         in_process=in_process or fallback or Scripted(DONE),
-        recall=lambda: None,
+        cancel_unstarted=lambda: None,
     )
     made.append(relay)
     return relay
@@ -399,8 +399,8 @@ def test_what_a_stop_overtakes_is_run_by_its_own_thread(relays: list[Relay]) -> 
     relay = make_relay(relays, transport, None, in_process)
     relay.put(envelope(1))
     transport.wait_for(1)
-    crew: Any = relay._crew.made()
-    put = crew.queue.put
+    pool: Any = relay._pool.made()
+    put = pool.queue.put
 
     class Overtaken:
         """A queue whose put is overtaken by a whole stop."""
@@ -409,12 +409,12 @@ def test_what_a_stop_overtakes_is_run_by_its_own_thread(relays: list[Relay]) -> 
             return getattr(queue, name)
 
         def put(self, item: Any) -> None:
-            crew.queue = queue
+            pool.queue = queue
             relay.stop(20)
             put(item)
 
-    queue = crew.queue
-    crew.queue = Overtaken()
+    queue = pool.queue
+    pool.queue = Overtaken()
     relay.put(envelope(2))
     assert in_process.sent == ["2"]
 

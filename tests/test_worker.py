@@ -18,12 +18,12 @@ from conftest import Facts, make_app, make_task
 from flask import Flask, current_app, g, request
 
 from async_hooks import AsyncTask, current_envelope
-from async_hooks.cli import cli
+from async_hooks.cli.inspect import cli
 from async_hooks.errors import OutboxRequired, OutboxUnavailable
 from async_hooks.signals import worker_started, worker_stopped
 from async_hooks.state import state_of
-from async_hooks.supervisor import AT_ONCE, FAILED, OK, UNFIT, Child, supervise
-from async_hooks.worker import Exit, Options, Work
+from async_hooks.worker.supervisor import AT_ONCE, FAILED, MISCONFIGURED, OK, Child, supervise
+from async_hooks.worker.worker import Exit, Options, Work
 
 DOCS = Path(__file__).parent.parent / "docs" / "worker.md"
 
@@ -140,7 +140,7 @@ def test_whatever_a_receiver_raises_the_next_is_run(shop: Shop, error: type[Exce
 def test_a_used_up_quota_asks_for_another_process(shop: Shop) -> None:
     for number in range(3):
         shop.add(number)
-    assert shop.work(quota=2) is Exit.MORE
+    assert shop.work(quota=2) is Exit.RESTART
     assert shop.work(drain=True, quota=2) is Exit.DONE
     assert shop.ran == [0, 1, 2]
 
@@ -179,7 +179,7 @@ def test_its_signals_are_sent_in_an_app_context(shop: Shop) -> None:
 def test_told_to_end_it_gives_back_what_waits(shop: Shop, facts: Facts) -> None:
     def outlast() -> None:
         relay: Any = state_of(shop.app).relay
-        assert relay._crew.get().stopping.wait(20)
+        assert relay._pool.get().stopping.wait(20)
 
     shop.deed = outlast
     shop.add(1, deed=True)
@@ -255,7 +255,8 @@ def _children() -> set[str]:
 
 
 @pytest.mark.parametrize(
-    ("ending", "code"), [(Exit.DONE, OK), (Exit.FAILED, FAILED), (Exit.UNFIT, UNFIT)]
+    ("ending", "code"),
+    [(Exit.DONE, OK), (Exit.FAILED, FAILED), (Exit.MISCONFIGURED, MISCONFIGURED)],
 )
 @pytest.mark.parametrize("options", [ONCE, DRAIN], ids=["once", "drain"])
 def test_what_ends_by_itself_exits_as_its_child_says(
@@ -268,7 +269,7 @@ def test_what_ends_by_itself_exits_as_its_child_says(
 
 def test_a_new_child_follows_a_used_up_and_a_crashed_one() -> None:
     open_before = len(os.listdir("/proc/self/fd"))
-    more, done = ends(Exit.MORE), ends(Exit.DONE)
+    more, done = ends(Exit.RESTART), ends(Exit.DONE)
     children = Children(more, "kill -9 $$", more, "exit 0", "none", done)
     assert supervise(children, DRAIN) == OK
     assert children.started == 6
@@ -283,13 +284,15 @@ def test_a_crash_is_the_failure_of_once(caplog: pytest.LogCaptureFixture) -> Non
 
 
 def test_an_app_that_can_not_be_loaded_ends_the_worker_only_at_its_start() -> None:
-    assert supervise(Children(ends(Exit.UNFIT)), NAMED) == UNFIT
+    assert supervise(Children(ends(Exit.MISCONFIGURED)), NAMED) == MISCONFIGURED
 
     def end_after_two(started: int) -> None:
         if started == 3:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    children = Children(ends(Exit.MORE), ends(Exit.UNFIT), "sleep 60", meanwhile=end_after_two)
+    children = Children(
+        ends(Exit.RESTART), ends(Exit.MISCONFIGURED), "sleep 60", meanwhile=end_after_two
+    )
     assert supervise(children, NAMED) == OK
     assert children.started == 3
 
@@ -312,7 +315,7 @@ def test_a_signal_just_before_a_child_is_started_starts_none(
             os.kill(os.getpid(), signal.SIGTERM)
             return 0.0
 
-    monkeypatch.setattr("async_hooks.supervisor.time", Clock)
+    monkeypatch.setattr("async_hooks.worker.supervisor.time", Clock)
     children = Children("sleep 60")
     assert supervise(children, NAMED) == OK
     assert children.started == 0
@@ -346,7 +349,7 @@ def test_what_nohup_ignores_stays_ignored() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         children = Children(
-            ends(Exit.MORE),
+            ends(Exit.RESTART),
             ends(Exit.DONE),
             meanwhile=lambda started: os.kill(os.getpid(), signal.SIGHUP),
         )
@@ -382,7 +385,7 @@ def test_its_page_names_every_option_and_exit_code() -> None:
     rows = re.findall(r"^\| `(--[a-z-]+)", text, re.MULTILINE)
     assert rows == [parameter.opts[0] for parameter in cli.commands["worker"].params]
     codes = [int(code) for code in re.findall(r"^\| (\d+) \|", text, re.MULTILINE)]
-    assert codes == [OK, FAILED, UNFIT, AT_ONCE]
+    assert codes == [OK, FAILED, MISCONFIGURED, AT_ONCE]
 
 
 def test_its_pages_files_are_well_formed() -> None:

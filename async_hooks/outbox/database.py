@@ -21,7 +21,7 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event, exc, make_
 from sqlalchemy.sql.dml import UpdateBase
 
 from ..errors import ConfigError, DataError, OutboxUnavailable
-from ..processes import PerProcess
+from ..host.per_process import PerProcess
 from . import schema
 from .direct import KEPT, Direct, Executes, NoneFree, Unknown, driver_error
 

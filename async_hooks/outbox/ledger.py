@@ -11,16 +11,17 @@ from sqlalchemy import Connection
 
 from ..delivery import Addition
 from ..envelope import Envelope
-from ..in_hand import Ended, InHand, Running
-from ..processes import PerProcess
+from ..host.per_process import PerProcess
+from ..relay.process import Ended, InHand, Running
 from ..verdict import Verdict
-from . import store, upkeep
+from . import queries as upkeep
+from . import store
 from .database import Database
-from .store import Hold, LastWords
-from .upkeep import Orphan, Seen
+from .queries import Orphan, ProcessRow
+from .store import Hold, OnDiscard
 
 if TYPE_CHECKING:  # Loads SQLAlchemy's ORM, which only those need who have it loaded already.
-    from .joined import Joined
+    from .session import Joined
 
 #: Characters of an error that are kept.
 MAX_ERROR = 2000
@@ -159,7 +160,7 @@ class Ledger:
         """Note that the run is over, whatever became of it."""
         me = self.me
         key = me.key(envelope)
-        if not verdict.is_kept:
+        if not verdict.is_recorded:
             me.ended[key] = Ended(envelope, verdict)
         me.running.pop(key, None)
 
@@ -177,7 +178,7 @@ class Ledger:
         Nothing is locked as long as nothing is due.
         """
         now = self.now()
-        waiting = self.database.read_directly(store.lanes)
+        waiting = self.database.read_directly(store.queue_heads)
         later = min((lane.due_at for lane in waiting if lane.due_at > now), default=None)
         claimed: list[Envelope] = []
         if any(lane.due_at <= now for lane in waiting):
@@ -222,13 +223,13 @@ class Ledger:
         """Return which relay's process runs the attempt, that began; None if it is over."""
         return self.database.read(lambda connection: store.holder(connection, envelope))
 
-    def gather(self, parent_id: str) -> dict[str, Any] | None:
+    def collect_results(self, parent_id: str) -> dict[str, Any] | None:
         """Return the results of all receivers of a fan-out, once, when all are completed."""
-        return self.database.write(lambda connection: store.gather(connection, parent_id))
+        return self.database.write(lambda connection: store.collect_results(connection, parent_id))
 
-    def tally(self, envelope: Envelope) -> tuple[int, int] | None:
+    def counters(self, envelope: Envelope) -> tuple[int, int] | None:
         """Return the failures and the crashes before this attempt; None if it is stale."""
-        return self.database.read(lambda connection: store.tally(connection, envelope))
+        return self.database.read(lambda connection: store.counters(connection, envelope))
 
     def fail(
         self,
@@ -237,7 +238,7 @@ class Ledger:
         run_at: float | None,
         *,
         crashed: bool = False,
-        last_words: LastWords | None = None,
+        on_discard: OnDiscard | None = None,
     ) -> bool:
         """End the attempt, to be tried again at ``run_at`` or discarded; false if it is stale."""
         return self.database.write(
@@ -247,35 +248,37 @@ class Ledger:
                 error[:MAX_ERROR],
                 run_at,
                 crashed=crashed,
-                last_words=last_words,
+                on_discard=on_discard,
                 now=self.now(),
             )
         )
 
-    def beat(
-        self, trouble: str | None, *, name: str = "", queues: Sequence[str] = ()
-    ) -> list[Seen]:
+    def heartbeat(
+        self, problem: str | None, *, name: str = "", queues: Sequence[str] = ()
+    ) -> list[ProcessRow]:
         """Show that this process lives; return the others that have not signed off."""
         me = self.me
         return self.database.write(
-            lambda connection: upkeep.beat(
+            lambda connection: upkeep.heartbeat(
                 connection,
                 me.relay_id,
                 host=os.uname().nodename,
                 pid=me.pid,
-                place=me.lifeline.place,
-                trouble=trouble,
+                host_id=me.liveness.host_id,
+                problem=problem,
                 now=self.now(),
                 name=name,
                 queues=queues,
             )
         )
 
-    def held_by(self, relay: str) -> list[Orphan]:
-        return self.database.read(lambda connection: upkeep.held_by(connection, relay))
+    def claimed_by(self, relay: str) -> list[Orphan]:
+        return self.database.read(lambda connection: upkeep.claimed_by(connection, relay))
 
-    def sign_off(self, relay: str) -> None:
-        self.database.write(lambda connection: upkeep.sign_off(connection, relay), repeatable=True)
+    def deregister(self, relay: str) -> None:
+        self.database.write(
+            lambda connection: upkeep.deregister(connection, relay), repeatable=True
+        )
 
     def purge(self, before: float) -> int:
         return self.database.write(lambda connection: upkeep.purge(connection, before=before))

@@ -161,7 +161,7 @@ def row_of(addition: Addition, now: float, hold: Hold | None) -> dict[str, Any]:
 # -- claiming -------------------------------------------------------------------------------------
 
 
-class Lane(NamedTuple):
+class QueueHead(NamedTuple):
     """What waits in one queue with one priority; ``due_at`` is the first one's ``run_at``."""
 
     queue: str
@@ -182,15 +182,15 @@ _NEXT_IN_QUEUE = _FIRST_LANE.where(
 _NEXT_QUEUE = _FIRST_LANE.where(_d.queue > bindparam("queue"))
 
 
-def lanes(connection: Executes) -> list[Lane]:
+def queue_heads(connection: Executes) -> list[QueueHead]:
     """Return where something waits.
 
     Each is found by one look at the index, however many rows wait in it.
     """
-    found: list[Lane] = []
+    found: list[QueueHead] = []
     rows = connection.execute(_FIRST_LANE).all()
     while rows:
-        lane = Lane(*rows[0])
+        lane = QueueHead(*rows[0])
         found.append(lane)
         here = {"queue": lane.queue}
         rows = (
@@ -208,14 +208,14 @@ def claim(
     limit: int,
     now: float,
     queues: Sequence[str] | None = None,
-    known: Sequence[Lane] | None = None,
+    known: Sequence[QueueHead] | None = None,
 ) -> list[Envelope]:
     """Take up to ``limit`` due deliveries of the ``kinds``, (task, receiver), that are known.
 
     In order of priority, ``run_at`` and id; of ``queues``, in that order, if they are named.
     Paused queues are left alone. ``known`` are the lanes, if somebody has looked just now.
     """
-    due_lanes = _due(lanes(connection) if known is None else known, now, queues)
+    due_lanes = _due(queue_heads(connection) if known is None else known, now, queues)
     closed = paused(connection)
     taken: list[Any] = []
     for rank in due_lanes:
@@ -226,13 +226,13 @@ def claim(
             if lane.queue not in closed:
                 where = {"lane": lane.queue, "at": lane.priority, "until": now}
                 most = {"most": limit - len(taken)}
-                due += connection.execute(_wanted(frozenset(kinds)), where | most).all()
+                due += connection.execute(_select_due(frozenset(kinds)), where | most).all()
         due.sort(key=lambda row: (row.run_at, row.id))
         taken += due[: limit - len(taken)]
     envelopes = _readable(connection, taken, hold.lease, now)
     if envelopes:
         ids = {f"id{number}": envelope.id for number, envelope in enumerate(envelopes)}
-        connection.execute(_taken(len(ids)), {"holder": hold.relay, "by": hold.lease, **ids})
+        connection.execute(_mark_claimed(len(ids)), {"holder": hold.relay, "by": hold.lease, **ids})
     return envelopes
 
 
@@ -246,7 +246,7 @@ def _readable(connection: Executes, rows: Iterable[Any], lease: str, now: float)
                 raise TypeError("the data is not an object")
         except (TypeError, ValueError) as error:
             values = {"error": f"The row can't be read: {error}", "finished_at": now}
-            moved(
+            update_fenced(
                 connection,
                 _d.id == row.id,
                 state=DeliveryState.DISCARDED,
@@ -275,9 +275,11 @@ def make_due(connection: Connection, *, now: float) -> int:
     ).rowcount
 
 
-def _due(waiting: Iterable[Lane], now: float, queues: Sequence[str] | None) -> list[list[Lane]]:
+def _due(
+    waiting: Iterable[QueueHead], now: float, queues: Sequence[str] | None
+) -> list[list[QueueHead]]:
     """Return the lanes in which something is due, those of equal rank together, the first first."""
-    ranks: dict[tuple[int, int], list[Lane]] = {}
+    ranks: dict[tuple[int, int], list[QueueHead]] = {}
     for lane in waiting:
         if lane.due_at <= now and (queues is None or lane.queue in queues):
             rank = (queues.index(lane.queue) if queues is not None else 0, lane.priority)
@@ -286,7 +288,7 @@ def _due(waiting: Iterable[Lane], now: float, queues: Sequence[str] | None) -> l
 
 
 @lru_cache(maxsize=16)
-def _wanted(kinds: frozenset[tuple[str, str]]) -> Select[Any]:
+def _select_due(kinds: frozenset[tuple[str, str]]) -> Select[Any]:
     """Return the statement that locks what is due in a lane and known, made once for each kinds."""
     known = [and_(_d.task == task, _d.receiver == receiver) for task, receiver in sorted(kinds)]
     return (
@@ -305,7 +307,7 @@ def _wanted(kinds: frozenset[tuple[str, str]]) -> Select[Any]:
 
 
 @lru_cache(maxsize=128)
-def _taken(count: int) -> UpdateBase:
+def _mark_claimed(count: int) -> UpdateBase:
     """Return the statement that claims so many."""
     return (
         update(deliveries)
@@ -420,7 +422,7 @@ def complete(
     parent_id = _lock_awaiting_parent(connection, envelope)
     is_split = any(addition.envelope.parent_id == envelope.id for addition in additions)
     kept = {} if is_split and envelope.is_awaited else {"unique_key": None}
-    done = moved(
+    done = update_fenced(
         connection,
         _held(envelope, begun=True),
         state=DeliveryState.COMPLETED,
@@ -437,7 +439,7 @@ def complete(
     return done
 
 
-def tally(connection: Connection, envelope: Envelope) -> tuple[int, int] | None:
+def counters(connection: Connection, envelope: Envelope) -> tuple[int, int] | None:
     """Return the failures and the crashes before this attempt, that began; None if it is stale."""
     row = connection.execute(
         select(_d.attempts, _d.crashes).where(_held(envelope, begun=True))
@@ -464,7 +466,7 @@ def give_back(
     if begun:
         fence = or_(fence, _held(envelope, begun=True))
     later = {} if run_at is None else {"run_at": run_at}
-    return moved(
+    return update_fenced(
         connection,
         fence,
         state=DeliveryState.AVAILABLE,
@@ -476,7 +478,7 @@ def give_back(
 
 
 #: Given the envelope of a delivery that is discarded, returns what is to be added.
-LastWords = Callable[[Envelope], Collection[Addition]]
+OnDiscard = Callable[[Envelope], Collection[Addition]]
 
 
 def fail(
@@ -486,7 +488,7 @@ def fail(
     run_at: float | None,
     *,
     crashed: bool = False,
-    last_words: LastWords | None = None,
+    on_discard: OnDiscard | None = None,
     now: float,
 ) -> bool:
     """End the attempt, that began, without success; false if it is stale.
@@ -503,11 +505,11 @@ def fail(
         values = {"state": DeliveryState.DISCARDED, "finished_at": now, "unique_key": None}
     crashes = row.crashes + crashed
     values |= {"relay": None, "lease": None, "error": clean(error), "crashes": crashes}
-    moved(connection, fence, **values)
+    update_fenced(connection, fence, **values)
     if run_at is None:
         release_parent(connection, parent_id)
-        if last_words is not None:
-            add(connection, last_words(_envelope(row, row.lease)), now=now)
+        if on_discard is not None:
+            add(connection, on_discard(_envelope(row, row.lease)), now=now)
     return True
 
 
@@ -516,7 +518,7 @@ def clean(text: str) -> str:
     return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode()
 
 
-def gather(connection: Connection, parent_id: str) -> dict[str, Any] | None:
+def collect_results(connection: Connection, parent_id: str) -> dict[str, Any] | None:
     """Keep the results of a fan-out's receivers as its own; return them, by receiver.
 
     None unless all are completed, or if that was done before.
@@ -528,7 +530,7 @@ def gather(connection: Connection, parent_id: str) -> dict[str, Any] | None:
         return None
     results = {row.receiver: json.loads(row.result or _NOTHING)["result"] for row in rows}
     text = json.dumps({"result": results}, separators=(",", ":"))
-    is_first = moved(connection, and_(_d.id == parent_id, _d.result.is_(None)), result=text)
+    is_first = update_fenced(connection, and_(_d.id == parent_id, _d.result.is_(None)), result=text)
     return results if is_first else None
 
 
@@ -540,7 +542,7 @@ def _held(envelope: Envelope, *, begun: bool) -> ColumnElement[bool]:
     return and_(*(column == values[name] for column, name in _FENCED.items()))
 
 
-def moved(connection: Executes, fence: ColumnElement[bool], **values: Any) -> bool:
+def update_fenced(connection: Executes, fence: ColumnElement[bool], **values: Any) -> bool:
     changed: int = connection.execute(update(deliveries).where(fence).values(**values)).rowcount
     return changed == 1
 
@@ -561,4 +563,4 @@ def release_parent(connection: Executes, parent_id: str | None) -> None:
     waits = select(_d.id).where(_d.parent_id == parent_id, _d.state.in_(UNFINISHED)).limit(1)
     # Locked, it is what was committed last, whatever snapshot an app's transaction has of MariaDB.
     if not connection.execute(waits.with_for_update(read=True)).all():
-        moved(connection, _d.id == parent_id, unique_key=None)
+        update_fenced(connection, _d.id == parent_id, unique_key=None)

@@ -29,7 +29,7 @@ class Address:
         self._guesses: list[str] = []
         self._refuted_at = float("-inf")
 
-    def notice(self, environ: Mapping[str, Any]) -> None:
+    def observe(self, environ: Mapping[str, Any]) -> None:
         """Learn from the environ of a request that a server passes in."""
         if self.url is not None or self._guesses:
             return

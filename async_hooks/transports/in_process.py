@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from flask import Flask
 
+from ..endpoint.attempt import RUN, Run
 from ..envelope import Envelope
-from ..run import RUN, Run
 from ..state import state_of
 from ..verdict import Outcome, Verdict
 from ..wsgi import drain

@@ -11,6 +11,7 @@ from flask import Flask
 
 from ..config import Config
 from ..context import origin
+from ..endpoint.attempt import PING
 from ..envelope import Envelope, new_id
 from ..errors import (
     AddressUnknown,
@@ -21,16 +22,15 @@ from ..errors import (
     TransportError,
     Unreachable,
 )
-from ..processes import PerProcess
+from ..host.per_process import PerProcess
 from ..receivers import timeout_of
-from ..run import PING
 from ..signing import VERDICT_HEADER
 from ..state import state_of
 from ..verdict import Verdict
 from .address import Address
 from .client import Client
-from .lean_client import LeanClient
-from .stranger import stranger
+from .foreign import explain_foreign_answer
+from .http_client import LeanClient
 
 #: Seconds that a guessed address has to answer a ping.
 PING_TIMEOUT = 5.0
@@ -67,15 +67,15 @@ class Loopback:
         ping = Envelope(id=new_id(), task=PING, body="{}", origin=origin(self._app))
         return self._post(url, ping, PING_TIMEOUT)
 
-    def recall(self) -> None:
+    def cancel_unstarted(self) -> None:
         """Take back what is posted and not begun: a server that ends may never read it.
 
         From now on nothing is posted by this process, and ``send`` raises NotConsumed.
         """
         posts = self._posts.get()
         posts.is_ending = True
-        for post in list(posts.under_way.values()):
-            if self._withdraw(post):
+        for post in list(posts.in_flight.values()):
+            if self._reclaim(post):
                 post.client.cut()
 
     def _post(self, url: str, envelope: Envelope, timeout: float) -> Verdict:
@@ -83,7 +83,7 @@ class Loopback:
         now = round(time.time(), 6)
         post = _Post(envelope, state.signing.sign(envelope, now=now), now, self._client(url))
         posts, me = self._posts.get(), threading.get_ident()
-        posts.under_way[me] = post
+        posts.in_flight[me] = post
         try:
             if posts.is_ending:
                 raise NotConsumed("The process ends.")
@@ -93,41 +93,43 @@ class Loopback:
                 raise NotConsumed(str(error)) from error
             raise
         finally:
-            del posts.under_way[me]
-        if post.was_withdrawn():
+            del posts.in_flight[me]
+        if post.was_reclaimed():
             raise NotConsumed("It was taken back while the process ended.")
         text = answer.headers.get(VERDICT_HEADER.lower())
         verdict = state.signing.verify_verdict(post.token, text) if text is not None else None
         if verdict is None:
-            raise stranger(url, answer)
-        self._shares_record = verdict.place is not None and verdict.place == state.consumed.place
+            raise explain_foreign_answer(url, answer)
+        self._shares_record = (
+            verdict.host_id is not None and verdict.host_id == state.replay_guard.host_id
+        )
         return verdict
 
     def _never_began(self, post: _Post, error: TransportError) -> bool:
         if isinstance(error, Unreachable) and self._address.is_own:
             return True
         if isinstance(error, ConnectionBroken) and post.envelope.lease is None:
-            return self._withdraw(post)
-        return post.was_withdrawn()
+            return self._reclaim(post)
+        return post.was_reclaimed()
 
-    def _withdraw(self, post: _Post) -> bool:
+    def _reclaim(self, post: _Post) -> bool:
         """Consume ``post`` unless the endpoint has; return whether it now never will.
 
         That tells only where both look into the same record: where this process's own server
         listens, or where the last verdict said so.
         """
         state = state_of(self._app)
-        consumed = state.consumed
+        replay_guard = state.replay_guard
         with post.lock:
-            if post.is_withdrawn:
+            if post.is_reclaimed:
                 return True
             if post.envelope.lease is not None and state.ledger is not None:
                 with suppress(OutboxUnavailable):
-                    post.is_withdrawn = state.ledger.give_back([post.envelope]) == 1
+                    post.is_reclaimed = state.ledger.give_back([post.envelope]) == 1
             elif self._shares_record or self._address.is_own:
                 with suppress(TokenReplayed):
-                    post.is_withdrawn = consumed.take(post.token, post.issued_at)
-            return post.is_withdrawn
+                    post.is_reclaimed = replay_guard.take(post.token, post.issued_at)
+            return post.is_reclaimed
 
     def _confirm(self) -> str:
         """Return the guessed address, once our own endpoint has answered a ping from there."""
@@ -162,19 +164,19 @@ class _Post:
         self.issued_at = issued_at
         self.client = client
         self.lock = threading.Lock()
-        self.is_withdrawn = False
+        self.is_reclaimed = False
 
-    def was_withdrawn(self) -> bool:
+    def was_reclaimed(self) -> bool:
         # The endpoint can answer that it was, before who withdraws it has come to note it here.
         with self.lock:
-            return self.is_withdrawn
+            return self.is_reclaimed
 
 
 class _Posts:
     """What one process has under way, by thread."""
 
     def __init__(self) -> None:
-        self.under_way: dict[int, _Post] = {}
+        self.in_flight: dict[int, _Post] = {}
         self.is_ending = False
 
 

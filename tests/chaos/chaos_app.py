@@ -22,11 +22,11 @@ from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy import select
 
 from async_hooks import AsyncHooks, AsyncTask, current_envelope
-from async_hooks.claims import Claims
 from async_hooks.context import current_run
 from async_hooks.outbox.ledger import Ledger
+from async_hooks.relay.claims import Claims
 from async_hooks.signals import task_discarded, task_failed, task_rejected, task_succeeded
-from async_hooks.transports.lean_client import LeanClient
+from async_hooks.transports.http_client import LeanClient
 from async_hooks.transports.loopback import Loopback
 
 HOLD = Path(os.environ["HOLD"])
@@ -96,7 +96,7 @@ def run(receiver: str, *, number: int, takes: float, how: str) -> None:
 def kept(sender: Flask, *, envelope: Any, **_: Any) -> None:
     current: Any = current_run.get()
     uid = getattr(current, "chaos", None)
-    if uid is not None and current.verdict.is_kept:
+    if uid is not None and current.verdict.is_recorded:
         note("kept", id=envelope.id, run=uid)
 
 

@@ -25,7 +25,7 @@ def apart(scenario: Chaos, *, executor_relays: bool) -> tuple[Server, Server]:
     return relay, executor
 
 
-def bury(scenario: Chaos) -> None:
+def record_crash(scenario: Chaos) -> None:
     """Note the death that was ordered, once it has happened."""
     for line in scenario.wait_for("died"):
         note_deaths(scenario, [line["pid"]], f"kill -9 at {line['seam']}")
@@ -41,7 +41,7 @@ def test_a_caller_that_dies_at_the_commit_leaves_all_or_nothing(
         scenario.order_death(seam)
         fate = scenario.write(server, "commit") if kind == "app" else scenario.launch(server)
         assert fate is Fate.MAYBE
-        bury(scenario)
+        record_crash(scenario)
         report = settled(scenario)
         assert len(scenario.rows()) == report.runs == (seam == "after-add")
 
@@ -56,7 +56,7 @@ def test_a_relay_that_dies_at_a_seam_loses_and_doubles_nothing(
         scenario.order_death(seam)
         # Only what did not succeed is left to the relay to write.
         scenario.launch(relay, takes=0.3, how="fail once" if seam == "before-settle" else "")
-        bury(scenario)
+        record_crash(scenario)
         assert settled(scenario).duplicates == 0
 
 

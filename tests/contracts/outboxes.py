@@ -16,11 +16,12 @@ from sqlalchemy import Connection, delete, select
 
 from async_hooks.delivery import Addition, Terms
 from async_hooks.envelope import Envelope, new_id
-from async_hooks.outbox import store, upkeep
+from async_hooks.outbox import queries as upkeep
+from async_hooks.outbox import store
 from async_hooks.outbox.database import Database, engine_for
+from async_hooks.outbox.queries import Orphan
 from async_hooks.outbox.schema import deliveries, pauses, relays
 from async_hooks.outbox.store import Hold
-from async_hooks.outbox.upkeep import Orphan
 
 T = TypeVar("T")
 
@@ -176,8 +177,8 @@ class Outbox:
     ) -> bool:
         return self.database.write(lambda c: store.give_back(c, held, begun=begun, run_at=run_at))
 
-    def tally(self, held: Envelope) -> tuple[int, int] | None:
-        return self.database.read(lambda c: store.tally(c, held))
+    def counters(self, held: Envelope) -> tuple[int, int] | None:
+        return self.database.read(lambda c: store.counters(c, held))
 
     def fail(
         self,
@@ -192,18 +193,18 @@ class Outbox:
             lambda c: store.fail(c, held, error, run_at, crashed=crashed, now=now)
         )
 
-    def held_by(self, relay: str) -> list[Orphan]:
-        return self.database.read(lambda c: upkeep.held_by(c, relay))
+    def claimed_by(self, relay: str) -> list[Orphan]:
+        return self.database.read(lambda c: upkeep.claimed_by(c, relay))
 
     def bury(self, relay: str, *, now: float = NOW) -> None:
         """Take over what a dead relay held, as the living do."""
-        while orphans := self.held_by(relay):
+        while orphans := self.claimed_by(relay):
             for orphan in orphans:
                 if orphan.has_begun:
                     self.fail(orphan.envelope, now, crashed=True, error="it died")
                 else:
                     self.give_back(orphan.envelope)
-        self.database.write(lambda c: upkeep.sign_off(c, relay))
+        self.database.write(lambda c: upkeep.deregister(c, relay))
 
     def retry(self, delivery_id: str, *, now: float = NOW) -> int:
         return self.database.write(lambda c: upkeep.retry(c, delivery_id, now=now))

@@ -29,7 +29,8 @@ from sqlalchemy import (
 
 from async_hooks.delivery import Addition, Terms
 from async_hooks.errors import ConfigError, OutboxUnavailable
-from async_hooks.outbox import schema, store, upkeep
+from async_hooks.outbox import queries as upkeep
+from async_hooks.outbox import schema, store
 from async_hooks.outbox.database import Database, engine_for, is_busy
 from async_hooks.outbox.direct import KEPT
 
@@ -314,7 +315,7 @@ def test_its_connections_are_closed_when_it_goes(outbox: Outbox) -> None:
     def use(database: Database) -> None:
         event.listen(database.engine, "close", lambda connection, _: closed.append(connection))
         # Two: the engine's, and the driver's.
-        database.read(lambda _: database.read_directly(store.lanes))
+        database.read(lambda _: database.read_directly(store.queue_heads))
 
     use(outbox.another(is_own=True))
     gc.collect()
@@ -364,11 +365,11 @@ def test_a_write_waits_for_sqlites_other_writer(file: Path) -> None:
     database = sqlite(file, 30)
     database.read(upkeep.counts)
     waits = threading.Event()
-    tell = database._try
+    send_in_context = database._try
 
     def tried(*args: Any, **options: Any) -> Any:
         waits.set()
-        return tell(*args, **options)
+        return send_in_context(*args, **options)
 
     database._try = tried  # type: ignore[method-assign]
     writing = threading.Thread(

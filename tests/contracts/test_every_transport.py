@@ -13,8 +13,9 @@ from conftest import Facts, make_task, plain_app
 from flask import Flask
 from running import wait_until
 
-from async_hooks import AsyncHooks, AsyncTask, Delivery, DeliveryState, Discard, Retry, claims
+from async_hooks import AsyncHooks, AsyncTask, Delivery, DeliveryState, Discard, Retry
 from async_hooks.envelope import Envelope
+from async_hooks.relay import claims
 from async_hooks.state import Transport
 from async_hooks.transports.in_process import InProcess
 from async_hooks.verdict import Verdict

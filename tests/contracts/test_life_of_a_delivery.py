@@ -304,7 +304,7 @@ class Life(RuleBasedStateMachine):
     @invariant()
     def what_a_relay_holds_is_found_as_it_is(self) -> None:
         for relay in self.relays:
-            found = {each.envelope.id: each.has_begun for each in self.outbox.held_by(relay)}
+            found = {each.envelope.id: each.has_begun for each in self.outbox.claimed_by(relay)}
             held = [m for m in self.models.values() if m.claim and m.claim.relay == relay]
             assert found == {m.first.id: bool(m.claim and m.claim.has_begun) for m in held}
 

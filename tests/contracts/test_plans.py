@@ -10,7 +10,8 @@ import pytest
 from outboxes import KNOWN, Outbox, an_outbox
 from sqlalchemy import select
 
-from async_hooks.outbox import store, upkeep
+from async_hooks.outbox import queries as upkeep
+from async_hooks.outbox import store
 from async_hooks.outbox.schema import deliveries
 
 _d = deliveries.c
@@ -30,7 +31,7 @@ def outbox(tmp_path_factory: Any) -> Iterator[Outbox]:
         (store._NEXT_IN_QUEUE, "async_hooks_due (state=? AND queue=? AND priority>?)"),
         (store._NEXT_QUEUE, "async_hooks_due (state=? AND queue>?)"),
         (
-            store._wanted(frozenset(KNOWN)),
+            store._select_due(frozenset(KNOWN)),
             "async_hooks_due (state=? AND queue=? AND priority=? AND run_at<?)",
         ),
         (

@@ -13,7 +13,8 @@ from outboxes import NOW, Outbox, an_outbox, envelope
 from async_hooks.delivery import Addition, Terms
 from async_hooks.envelope import Envelope, Origin
 from async_hooks.errors import DataError
-from async_hooks.outbox import store, upkeep
+from async_hooks.outbox import queries as upkeep
+from async_hooks.outbox import store
 from async_hooks.outbox.store import Hold
 
 COLUMNS_OF_A_HOLDER = ("relay", "lease")
@@ -163,7 +164,7 @@ def test_a_child_whose_process_dies_once_too_often_frees_its_parents_unique_key(
     parent = outbox.begun(unique_key="key")
     one, _ = outbox.split(parent, "one", "two")
     assert outbox.complete(one)
-    [orphan] = outbox.held_by("relay")
+    [orphan] = outbox.claimed_by("relay")
     assert outbox.fail(orphan.envelope, crashed=True)
     assert outbox.key(parent.id) is None
 
@@ -268,7 +269,7 @@ def test_unknown_tasks_and_receivers_are_left_alone(outbox: Outbox) -> None:
 def test_what_is_not_due_is_left_alone_until_then(outbox: Outbox) -> None:
     later = outbox.added(run_at=NOW + 5)
     assert outbox.claim() == []
-    assert outbox.database.read(store.lanes) == [store.Lane("default", 10, NOW + 5)]
+    assert outbox.database.read(store.queue_heads) == [store.QueueHead("default", 10, NOW + 5)]
     assert ids(outbox.claim(now=NOW + 5)) == [later.id]
 
 
@@ -412,10 +413,10 @@ def test_failures_and_crashes_are_counted_apart(outbox: Outbox) -> None:
     for crashed in (False, True, True, False):
         [claimed] = outbox.claim()
         outbox.begin(claimed)
-        counted.append(outbox.tally(claimed))
+        counted.append(outbox.counters(claimed))
         outbox.fail(claimed, NOW, crashed=crashed)
     assert counted == [(0, 0), (1, 0), (1, 1), (1, 2)]
-    assert outbox.tally(claimed) is None
+    assert outbox.counters(claimed) is None
 
 
 @pytest.mark.parametrize("error", ["nul \x00", "half of a pair \ud83c"], ids=["NUL", "surrogate"])
@@ -475,46 +476,46 @@ def test_who_was_retried_meanwhile_changes_nothing_any_more(outbox: Outbox) -> N
 def test_what_a_relay_holds_is_known_and_whether_it_has_begun(outbox: Outbox) -> None:
     waits, runs = outbox.claimed(), outbox.begun()
     outbox.added()
-    found = {orphan.envelope.id: orphan for orphan in outbox.held_by("relay")}
+    found = {orphan.envelope.id: orphan for orphan in outbox.claimed_by("relay")}
     assert found.keys() == {waits.id, runs.id}
     assert (found[waits.id].has_begun, found[runs.id].has_begun) == (False, True)
     for held in (waits, runs):
         orphan = found[held.id].envelope
         assert (orphan.attempt, orphan.lease) == (held.attempt, held.lease)
-    assert outbox.held_by("another") == []
+    assert outbox.claimed_by("another") == []
 
 
 def test_what_was_given_back_and_claimed_again_has_not_begun(outbox: Outbox) -> None:
     outbox.give_back(outbox.begun(), begun=True)
     outbox.claim(relay="another")
-    [orphan] = outbox.held_by("another")
+    [orphan] = outbox.claimed_by("another")
     assert not orphan.has_begun
 
 
-def beat(outbox: Outbox, relay: str, now: float = NOW, **said: Any) -> list[upkeep.Seen]:
-    said = {"host": "shop", "pid": 7, "place": None, "trouble": None, **said}
-    return outbox.database.write(lambda c: upkeep.beat(c, relay, now=now, **said))
+def heartbeat(outbox: Outbox, relay: str, now: float = NOW, **said: Any) -> list[upkeep.ProcessRow]:
+    said = {"host": "shop", "pid": 7, "host_id": None, "problem": None, **said}
+    return outbox.database.write(lambda c: upkeep.heartbeat(c, relay, now=now, **said))
 
 
 def test_a_beat_shows_who_lives_and_returns_the_others(outbox: Outbox) -> None:
-    assert beat(outbox, "one", place="here") == []
-    [one] = beat(outbox, "two")
-    assert (one.id, one.host, one.pid, one.place, one.beat) == ("one", "shop", 7, "here", 1)
-    beat(outbox, "one", NOW + 5, trouble="🍕")
-    [one] = beat(outbox, "two")
-    assert (one.beat, one.started_at, one.seen_at, one.trouble) == (2, NOW, NOW + 5, "🍕")
+    assert heartbeat(outbox, "one", host_id="here") == []
+    [one] = heartbeat(outbox, "two")
+    assert (one.id, one.host, one.pid, one.host_id, one.heartbeat) == ("one", "shop", 7, "here", 1)
+    heartbeat(outbox, "one", NOW + 5, problem="🍕")
+    [one] = heartbeat(outbox, "two")
+    assert (one.heartbeat, one.started_at, one.seen_at, one.problem) == (2, NOW, NOW + 5, "🍕")
 
 
 def test_a_beat_returns_those_that_hold_and_have_no_row(outbox: Outbox) -> None:
     outbox.claimed()
     outbox.claimed()
-    assert [seen.id for seen in beat(outbox, "one")] == ["relay"]
+    assert [seen.id for seen in heartbeat(outbox, "one")] == ["relay"]
 
 
 def test_who_signed_off_is_not_seen_any_more(outbox: Outbox) -> None:
-    beat(outbox, "one")
-    outbox.database.write(lambda c: upkeep.sign_off(c, "one"))
-    assert beat(outbox, "two") == []
+    heartbeat(outbox, "one")
+    outbox.database.write(lambda c: upkeep.deregister(c, "one"))
+    assert heartbeat(outbox, "two") == []
 
 
 # -- looking after them

@@ -12,7 +12,8 @@ from sqlalchemy import Connection, create_engine
 
 from async_hooks.delivery import Addition, Terms
 from async_hooks.envelope import Envelope, new_id
-from async_hooks.outbox import store, upkeep
+from async_hooks.outbox import queries as upkeep
+from async_hooks.outbox import store
 from async_hooks.outbox.database import Database
 from async_hooks.outbox.store import Hold
 
@@ -260,11 +261,11 @@ def test_two_who_pause_a_queue_at_once_both_have(outbox: Outbox) -> None:
 
 def test_two_who_bury_a_relay_at_once_count_one_crash(outbox: Outbox) -> None:
     running = outbox.begun()
-    [orphan] = outbox.held_by("relay")
+    [orphan] = outbox.claimed_by("relay")
 
-    def bury(connection: Connection) -> object:
+    def record_crash(connection: Connection) -> object:
         return store.fail(connection, orphan.envelope, "died", NOW, crashed=True, now=NOW)
 
-    assert outbox.meanwhile(bury, bury) is False
+    assert outbox.meanwhile(record_crash, record_crash) is False
     row = outbox.row(running.id)
     assert (row["state"], row["attempts"], row["crashes"]) == ("available", 1, 1)

@@ -8,7 +8,7 @@ from typing import Any
 from flask import Flask, redirect
 from shop import create_app
 
-from async_hooks import endpoint
+from async_hooks.endpoint import endpoint
 
 another_app = Flask("another")
 

@@ -1,0 +1,1 @@
+"""Where an envelope arrives: the door, and the fresh request behind it."""

@@ -1,0 +1,1 @@
+"""Where a signal becomes an envelope, and the moment after the response."""

@@ -1,0 +1,1 @@
+"""What carries envelopes from where they wait to where they run."""

@@ -1,0 +1,98 @@
+"""What each way of ending means for a delivery, as data; the table in the docs is made of it."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from random import uniform
+from typing import NamedTuple
+
+from ..errors import TransportError
+from ..verdict import Outcome, Verdict
+
+
+class Action(StrEnum):
+    """What becomes of the delivery."""
+
+    COMPLETE = "completed"
+    RETRY = "retried after its backoff"
+    DISCARD = "discarded"
+    AT_ONCE = "retried at once"
+    WAIT = "sent again"
+    PARK = "parked until a process knows it"
+    WATCH = "watched until its time is up"
+
+
+class Rule(NamedTuple):
+    """``then`` and ``counts``, what the delivery has used up, apply to an attempt that began.
+
+    One that did not begin is sent again, whatever the rule says, and has used up nothing; if the
+    rule ``slows``, at the breaker's pace.
+    """
+
+    action: Action
+    counts: str = "nothing"
+    slows: bool = False
+
+
+#: By outcome, as the endpoint says it, or by the cause of a TransportError.
+RULES: dict[str, Rule] = {
+    Outcome.COMPLETED: Rule(Action.COMPLETE, "an attempt"),
+    Outcome.FAILED: Rule(Action.RETRY, "an attempt"),
+    Outcome.RETRY: Rule(Action.RETRY, "an attempt"),
+    Outcome.DISCARDED: Rule(Action.DISCARD, "an attempt"),
+    Outcome.UNKNOWN: Rule(Action.PARK),
+    Outcome.INTERCEPTED: Rule(Action.WAIT, slows=True),
+    Outcome.BUSY: Rule(Action.WAIT, slows=True),
+    Outcome.UNWRITTEN: Rule(Action.WAIT, slows=True),
+    Outcome.EXPIRED: Rule(Action.WAIT, slows=True),
+    Outcome.REPLAYED: Rule(Action.WATCH),
+    "timeout": Rule(Action.RETRY, "an attempt", slows=True),
+    "connection-broken": Rule(Action.AT_ONCE, "a crash", slows=True),
+    "server-replaced": Rule(Action.WAIT),
+    "not-taken": Rule(Action.WAIT),
+}
+
+#: A connection refused, an address unknown, another app, a login page, no verdict or a forged one.
+OTHERWISE = Rule(Action.RETRY, "an attempt", slows=True)
+
+
+#: The process that ran it died, and only others say so.
+CRASHED = RULES["connection-broken"]
+
+#: Its time is up, and nobody said what became of it.
+LOST = RULES["timeout"]
+
+
+def rule_for(ending: Verdict | TransportError | None) -> Rule:
+    """Return what ``ending`` means; None is a transport that will not know."""
+    if ending is None:
+        return RULES[Outcome.REPLAYED]
+    if isinstance(ending, Verdict):
+        return RULES[ending.outcome]
+    return RULES.get(ending.cause, OTHERWISE)
+
+
+class Breaker:
+    """Slows a relay down while nothing that it sends arrives: 0.5 s, doubled, up to 60 s."""
+
+    FIRST, LONGEST = 0.5, 60.0
+
+    def __init__(self) -> None:
+        self.problem: str | None = None
+        self._until = 0.0
+        self._pause = 0.0
+
+    def is_open(self, now: float) -> bool:
+        return now < self._until
+
+    def trip(self, problem: str, now: float) -> bool:
+        """Pause; return whether this is news. Of several that fail while it is open, one counts."""
+        is_news = problem != self.problem
+        self.problem = problem
+        if not self.is_open(now):
+            self._pause = min(max(2 * self._pause, self.FIRST), self.LONGEST)
+            self._until = now + self._pause * uniform(0.8, 1.2)  # noqa: S311
+        return is_news
+
+    def reset(self) -> None:
+        self.problem, self._until, self._pause = None, 0.0, 0.0

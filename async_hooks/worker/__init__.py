@@ -1,0 +1,1 @@
+"""``flask async-hooks worker``: a process that relays without a web server."""

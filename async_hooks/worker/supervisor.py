@@ -1,0 +1,242 @@
+"""The worker: a process that carries what waits in the outbox, without a web server.
+
+Two processes. The parent only watches, and has not even loaded the app: whatever a receiver does
+to the child that runs it (a segmentation fault, no more memory), the parent goes on, and so do the
+other deliveries, in a new child. The child relays in process, each delivery as a fresh request
+through the app's WSGI entry.
+
+Who dies: a child, and the lease of what it ran ends with its lifeline, so the next child counts a
+crash and goes on. The parent, and the child finds its pipe closed and ends in order.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from types import FrameType
+from typing import Any, NamedTuple, NoReturn
+
+import click
+
+from ..errors import AsyncHooksError, OutboxUnavailable
+from ..log import one_line
+from .worker import Exit, Options, Work
+
+#: Exit codes: all went well; an attempt failed (with ``once``), or the database can't be used (with
+#: ``drain`` too); there is no app or no outbox; stopped at once by a second signal.
+OK, FAILED, MISCONFIGURED, AT_ONCE = 0, 1, 2, 130
+
+#: Seconds between two children that died young, doubled from one to the next. After a crash the
+#: others need not wait for long: crashes are counted, and end. What can't be loaded may take long.
+_PAUSE, _LONGEST_PAUSE, _LONGEST_UNFIT = 0.1, 2.0, 10.0
+
+#: Seconds after which a child did not die young.
+_YOUTH = 10.0
+
+_ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+#: What a child that was started anew, and not forked, finds its parent's pipe by.
+CHILD = "ASYNC_HOOKS_WORKER_PIPE"
+
+logger = logging.getLogger("async_hooks")
+
+_EXIT_CODES: dict[int, int] = {
+    Exit.DONE: OK,
+    Exit.FAILED: FAILED,
+    Exit.MISCONFIGURED: MISCONFIGURED,
+}
+
+
+class Child(NamedTuple):
+    """A child's pid, and the end of a pipe that is open as long as its parent lives."""
+
+    pid: int
+    pipe: int
+
+
+def supervise(start: Callable[[], Child], options: Options) -> int:
+    """Keep a child at work, which ``start`` starts; return the worker's exit code."""
+    pause, is_first = 0.0, True
+    with SignalForwarder() as forwarder:
+        while not forwarder.count:
+            began = time.monotonic()
+            code = _code_of_child(start, forwarder)
+            if forwarder.count:
+                return AT_ONCE if forwarder.count > 1 else _EXIT_CODES.get(code, OK)
+            is_unfit = code == Exit.MISCONFIGURED and is_first
+            if code in _EXIT_CODES and (options.ends_by_itself or is_unfit):
+                return _EXIT_CODES[code]
+            is_first = False
+            if code in (Exit.RESTART, Exit.DONE):
+                pause = 0.0
+                continue
+            what = f"by signal {-code}" if code < 0 else f"with code {code}"
+            logger.error("The process of worker %r ended %s.", options.name, what)
+            if options.once:
+                return FAILED
+            is_young = time.monotonic() - began < _YOUTH
+            longest = _LONGEST_UNFIT if code == Exit.MISCONFIGURED else _LONGEST_PAUSE
+            pause = min(max(2 * pause, _PAUSE), longest) if is_young else 0.0
+            again = time.monotonic() + pause
+            while not forwarder.count and time.monotonic() < again:
+                time.sleep(0.05)
+    return OK
+
+
+def _code_of_child(start: Callable[[], Child], forwarder: SignalForwarder) -> int:
+    """Return how a child ended: its exit code, or minus the signal that killed it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)  # Until it can be told.
+    try:
+        if forwarder.count:
+            return Exit.DONE
+        forwarder.child = child = start()
+        if forwarder.count:  # Another thread took the signal, while this one let none in.
+            forwarder.forward(child)
+    except OSError:
+        logger.exception("No process could be started.")
+        return FAILED
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    _, status = os.waitpid(child.pid, 0)
+    forwarder.child = None
+    os.close(child.pipe)
+    return os.waitstatus_to_exitcode(status)
+
+
+class SignalForwarder:
+    """Passes the signals that end the parent on to its child; the second one ends it at once."""
+
+    def __init__(self) -> None:
+        self.child: Child | None = None
+        self.count = 0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> SignalForwarder:
+        for number in _ENDING:
+            # What nohup, or a shell's '&', has the process ignore stays ignored.
+            if number == signal.SIGTERM or signal.getsignal(number) != signal.SIG_IGN:
+                self._before[number] = signal.signal(number, self._handle)
+        # Whoever starts us may ignore it; then there would be nothing to wait for.
+        self._before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.count += 1
+        if self.child is not None:
+            self.forward(self.child)
+
+    def forward(self, child: Child) -> None:
+        with suppress(ProcessLookupError):  # It has ended just now.
+            os.kill(child.pid, signal.SIGTERM if self.count == 1 else signal.SIGKILL)
+
+
+def forked(make_work: Callable[[], Work]) -> Child:
+    """Start a child that shares what this process has loaded."""
+    _flush()
+    reading, writing = os.pipe()
+    try:
+        pid = os.fork()
+    except OSError:
+        os.close(reading)
+        os.close(writing)
+        raise
+    if pid:
+        os.close(reading)
+        return Child(pid, writing)
+    code = FAILED
+    try:
+        os.close(writing)
+        code = work_as_child(make_work, reading)
+    except BaseException:
+        logger.exception("The worker's process failed.")
+    finally:
+        _leave(code)
+
+
+def started_anew(command: Sequence[str]) -> Child:
+    """Start a child that reads the code anew."""
+    reading, writing = os.pipe()
+    os.set_inheritable(reading, True)
+    try:
+        environ = {**os.environ, CHILD: str(reading)}
+        # Blocked as long as Python starts, which would make a traceback of it.
+        mask = (signal.SIGINT, signal.SIGHUP)
+        pid = os.posix_spawn(command[0], list(command), environ, setsigmask=mask)
+    except OSError:
+        os.close(writing)
+        raise
+    finally:
+        os.close(reading)
+    return Child(pid, writing)
+
+
+def work_as_child(make_work: Callable[[], Work], pipe: int) -> int:
+    """Work in this process, a child, until told to end or until the parent is gone."""
+    os.set_inheritable(pipe, False)
+    # A terminal sends these to both, and to what a receiver started; the parent tells us.
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # There is nothing to finish yet.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # What is printed is seen, also in a file.
+            stream.reconfigure(line_buffering=True)
+    work = _made(make_work)
+    if work is None:
+        return Exit.MISCONFIGURED
+
+    def end_soon(*_: object) -> None:
+        # A handler interrupts the thread that waits for the end, which must not wait for itself.
+        threading.Thread(target=work.end, daemon=True).start()
+
+    def end_with_parent() -> None:
+        os.read(pipe, 1)
+        work.end()
+
+    signal.signal(signal.SIGTERM, end_soon)
+    threading.Thread(target=end_with_parent, name="async_hooks-parent", daemon=True).start()
+    try:
+        code = work.run()
+    except OutboxUnavailable as error:
+        click.ClickException(one_line(error)).show()
+        return Exit.FAILED
+    if work.is_overdue:  # An orderly end of the interpreter would wait for it once more.
+        _leave(code)
+    return code
+
+
+def _made(make_work: Callable[[], Work]) -> Work | None:
+    """Return the work, or say why there is none to be done."""
+    try:
+        return make_work()
+    except click.ClickException as error:
+        error.show()
+    except AsyncHooksError as error:
+        click.ClickException(one_line(error)).show()
+    except BaseException:
+        logger.exception("The app can't be loaded.")
+    return None
+
+
+def _leave(code: int) -> NoReturn:
+    """End this process, whatever still runs in it."""
+    try:
+        _flush()
+    finally:
+        os._exit(code)
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()

@@ -1,0 +1,183 @@
+"""The work of a worker's process: it relays in process, each delivery as a fresh request."""
+
+from __future__ import annotations
+
+import logging
+import os
+import resource
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from enum import IntEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from flask import Flask
+
+from ..envelope import Envelope
+from ..errors import ConfigError, OutboxRequired
+from ..receivers import timeout_of
+from ..relay.claims import POLL, Claims
+from ..relay.relay import Relay
+from ..signals import send_in_context, worker_started, worker_stopped
+from ..state import KEY, State, state_of
+from ..task import needs_outbox
+from ..transports.in_process import InProcess
+
+if TYPE_CHECKING:
+    from ..outbox.ledger import Ledger
+
+logger = logging.getLogger("async_hooks")
+
+
+class Exit(IntEnum):
+    """How a child says that it ended in order, and why. By another code, a receiver ended it."""
+
+    DONE = 80
+    FAILED = 81
+    MISCONFIGURED = 82
+    RESTART = 83
+
+
+class Options(NamedTuple):
+    """``queues`` are worked in that order, None means all as one. ``quota`` deliveries end a child.
+
+    So do more than ``max_rss`` MiB of memory. ``once`` ends after one delivery, ``drain`` when
+    nothing more is due. ``fresh`` says that a delivery is for a child that has not waited for it:
+    the code may have changed meanwhile.
+    """
+
+    name: str
+    queues: Sequence[str] | None = None
+    concurrency: int = 1
+    quota: int | None = None
+    max_rss: int | None = None
+    once: bool = False
+    drain: bool = False
+    fresh: bool = False
+
+    @property
+    def ends_by_itself(self) -> bool:
+        return self.once or self.drain
+
+
+class Work:
+    """The child's part: relays until it is told to end, or has done what it was to do."""
+
+    def __init__(self, app: Flask, options: Options) -> None:
+        state = state_of(app)
+        if state.ledger is None:
+            raise OutboxRequired(needs_outbox("The worker", repr(app.name)))
+        if options.max_rss is not None and (taken := resident()) > options.max_rss:
+            raise ConfigError(
+                f"'--max-rss {options.max_rss}': the app takes {taken:.0f} MiB before any delivery."
+            )
+        self._app = app
+        self._options = options
+        self._over = threading.Event()
+        self._is_used_up = False
+        self._has_waited = False
+        config = replace(state.config, concurrency=options.concurrency, relay=True)
+        self._ledger: Ledger = state.ledger  # type: ignore[assignment]
+        in_process = InProcess(app)
+        self._claims = Claims(
+            app,
+            config,
+            self._ledger,
+            take=self._take,
+            name=options.name,
+            queues=options.queues,
+            quota=options.quota,
+            idle=self._is_idle,
+        )
+        self._relay = _InOrder(
+            app,
+            config,
+            in_process,
+            fallback=in_process,
+            in_process=in_process,
+            cancel_unstarted=lambda: None,
+            claims=self._claims,
+        )
+        self._state: State = replace(state, relay=self._relay)
+
+    def run(self) -> Exit:
+        """Work until the end, and say which it was.
+
+        :raises OutboxUnavailable: if that can't be used at the start, and there is no waiting.
+        """
+        options, app = self._options, self._app
+        app.extensions[KEY] = self._state
+        if options.ends_by_itself:
+            self._ledger.paused()
+        facts: dict[str, Any] = {"name": options.name, "queues": options.queues}
+        send_in_context(worker_started, app, **facts)
+        self._relay.start()
+        try:
+            while not (self._over.wait(POLL) or self._is_stuck()):
+                self._end_if_too_big()
+        finally:
+            is_stuck = self._is_stuck()
+            self._relay.stop(0 if is_stuck else None)
+            send_in_context(worker_stopped, app, **facts)
+        if is_stuck:
+            logger.error("Worker %s: what runs does not end; a new process.", options.name)
+        if options.once:
+            return Exit.FAILED if is_stuck or self._claims.has_failed else Exit.DONE
+        return Exit.RESTART if is_stuck or self._is_used_up else Exit.DONE
+
+    def end(self) -> None:
+        """Finish what runs, give back the rest."""
+        self._over.set()
+
+    @property
+    def is_overdue(self) -> bool:
+        """Whether something still runs, that a stop did not wait for."""
+        return bool(self._ledger.me.running)
+
+    def _take(self, envelope: Envelope) -> None:
+        if self._options.fresh and self._has_waited:
+            self._claims.give_back([envelope])
+            self._is_used_up = True
+            self._over.set()
+        else:
+            self._relay.take(envelope)
+
+    def _is_idle(self, is_used_up: bool) -> None:
+        self._is_used_up = is_used_up
+        self._has_waited = True
+        if is_used_up or self._options.ends_by_itself:
+            self._over.set()
+
+    def _end_if_too_big(self) -> None:
+        if self._options.max_rss is not None and (taken := resident()) > self._options.max_rss:
+            logger.info("Worker %s: %.0f MiB; a new process.", self._options.name, taken)
+            self._is_used_up = True
+            self._over.set()
+
+    def _is_stuck(self) -> bool:
+        """Tell whether every thread is busy with a run that was given up: none can be stopped."""
+        runs = list(self._ledger.me.running.values())
+        return len(runs) >= self._options.concurrency and all(
+            time.monotonic() - since > timeout_of(self._state, envelope) + 4 * POLL
+            for envelope, since in runs
+        )
+
+
+def resident() -> float:
+    """Return the MiB of memory that this process takes; where that isn't told, ever has taken."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+class _InOrder(Relay):
+    """A worker's relay: what is launched in a run waits for its turn, in its own queue."""
+
+    def reserve(self, envelope: Envelope, queue: str) -> Envelope | None:
+        return None

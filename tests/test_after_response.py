@@ -1,0 +1,279 @@
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import blinker
+import pytest
+from conftest import make_app, make_task
+from flask import Flask, Response, request, send_file, stream_with_context
+from werkzeug.test import create_environ
+
+from async_hooks.envelope import Envelope
+from async_hooks.launch.after_response import HandOver
+from async_hooks.wsgi import close
+
+
+def site(action: str, **config: Any) -> tuple[Flask, list[Envelope]]:
+    """Return an app whose views send ``action``, and the list of what is handed over."""
+    app, hooks = make_app(**config)
+    make_task(hooks, action)
+    testing = app.extensions["testing"] = hooks.testing(app)  # Kept, or it would end at once.
+    recorder = testing.__enter__()
+
+    def send() -> None:
+        blinker.signal(action).send(app)
+
+    def streaming() -> Response:
+        send()
+        return Response(iter(["a", "b"]))
+
+    def late() -> Response:
+        def body() -> Iterator[str]:
+            yield "a"
+            send()
+            yield "b"
+
+        return Response(stream_with_context(body()))
+
+    def raising() -> str:
+        send()
+        raise ValueError("the view broke")
+
+    def file() -> Response:
+        send()
+        return send_file(io.BytesIO(b"file"), mimetype="text/plain")
+
+    def path() -> Response:
+        send()
+        return send_file(Path(__file__))
+
+    def unmodified() -> Response:
+        send()
+        return Response(status=304)
+
+    def plain() -> str:
+        send()
+        return "ok"
+
+    for view in (streaming, late, raising, file, path, unmodified, plain):
+        app.add_url_rule(f"/{view.__name__}", view_func=view)
+    return app, recorder.envelopes
+
+
+class Server:
+    """What a WSGI server does with an app, step by step."""
+
+    def __init__(self, app: Flask, path: str, method: str = "GET") -> None:
+        environ = create_environ(path, method=method)
+        environ["SERVER_SOFTWARE"] = "a test of servers"
+        self.status = ""
+        self.body: Iterable[bytes] = app(environ, self._start)
+        self.iterator = iter(self.body)
+
+    def _start(self, status: str, headers: Any, exc_info: Any = None) -> Any:
+        self.status = status
+        return None
+
+    def finish(self) -> bytes:
+        return b"".join(self.iterator)
+
+    def close(self) -> None:
+        close(self.body)
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize("path", ["/plain", "/streaming", "/file", "/path", "/unmodified"])
+def test_launches_are_handed_over_when_the_server_closes_the_body(
+    action: str, path: str, method: str
+) -> None:
+    app, handed = site(action)
+    server = Server(app, path, method)
+    server.finish()
+    assert handed == []
+    server.close()
+    assert len(handed) == 1
+    server.close()
+    assert len(handed) == 1
+
+
+def test_a_static_file_is_served_as_ever(action: str, tmp_path: Path) -> None:
+    app, _ = site(action)
+    app.static_folder = str(tmp_path)
+    (tmp_path / "a.txt").write_text("static")
+    server = Server(app, "/static/a.txt")
+    assert server.finish() == b"static"
+    server.close()
+
+
+def test_a_launch_from_a_request_for_a_static_file(action: str, tmp_path: Path) -> None:
+    app, handed = site(action)
+    app.static_folder = str(tmp_path)
+    (tmp_path / "a.txt").write_text("static")
+    app.before_request(lambda: blinker.signal(action).send(app) and None)
+    server = Server(app, "/static/a.txt")
+    assert server.finish() == b"static"
+    assert handed == []
+    server.close()
+    assert len(handed) == 1
+
+
+def test_a_launch_while_streaming_goes_at_once(action: str) -> None:
+    app, handed = site(action)
+    server = Server(app, "/late")
+    assert next(server.iterator) == b"a"
+    assert handed == []
+    assert next(server.iterator) == b"b"
+    assert len(handed) == 1
+    server.close()
+    assert len(handed) == 1
+
+
+def test_a_raising_view_hands_over(action: str) -> None:
+    app, handed = site(action)
+    server = Server(app, "/raising")
+    server.finish()
+    server.close()
+    assert server.status.startswith("500")
+    assert len(handed) == 1
+
+
+def test_a_view_that_raises_through_hands_over(action: str) -> None:
+    app, handed = site(action, PROPAGATE_EXCEPTIONS=True)
+    with pytest.raises(ValueError, match="the view broke"):
+        Server(app, "/raising")
+    assert len(handed) == 1
+
+
+def test_a_replaced_response_hands_over(action: str) -> None:
+    app, handed = site(action)
+    app.after_request(lambda response: Response("another"))
+    server = Server(app, "/plain")
+    assert server.finish() == b"another"
+    server.close()
+    assert len(handed) == 1
+
+
+def test_a_launch_at_teardown_is_handed_over(action: str) -> None:
+    app, handed = site(action)
+
+    @app.teardown_request
+    def launch(error: BaseException | None) -> None:
+        blinker.signal(action).send(app)
+
+    server = Server(app, "/unknown")
+    server.finish()
+    server.close()
+    assert len(handed) == 1
+
+
+@pytest.mark.parametrize("path", ["/plain", "/streaming", "/file", "/path", "/raising"])
+def test_the_test_client_hands_over_without_close(action: str, path: str) -> None:
+    app, handed = site(action)
+    response = app.test_client().get(path)
+    assert len(handed) == 1
+    response.close()
+    assert len(handed) == 1
+
+
+def test_the_test_client_hands_over_in_a_with_block(action: str) -> None:
+    app, handed = site(action)
+    with app.test_client() as client:
+        client.get("/plain")
+        assert len(handed) == 1
+        assert request.path == "/plain"
+    assert len(handed) == 1
+
+
+def test_a_test_request_context_hands_over_at_its_end(action: str) -> None:
+    app, handed = site(action)
+    with app.test_request_context():
+        blinker.signal(action).send(app)
+        assert handed == []
+    assert len(handed) == 1
+
+
+def test_outside_a_request_it_goes_at_once(action: str) -> None:
+    app, handed = site(action)
+    with app.app_context():
+        blinker.signal(action).send(app)
+        assert len(handed) == 1
+
+
+def test_another_apps_context_inside_a_request_goes_its_own_way(action: str) -> None:
+    outer, _ = make_app()
+    app, handed = site(action)
+    with outer.test_request_context(), app.app_context():
+        blinker.signal(action).send(app)
+        assert len(handed) == 1
+
+
+def test_several_launches_go_in_the_order_of_priority(action: str) -> None:
+    app, hooks = make_app()
+    for name, priority in (("last", 20), ("first", -1), ("second", 10), ("third", 10)):
+        make_task(hooks, action, name=name, priority=priority)
+    with hooks.testing(app) as handed, app.test_request_context():
+        sent = blinker.signal(action).send(app)
+    names = [envelope.task for envelope in handed.envelopes]
+    assert names[0] == "first"
+    assert names[-1] == "last"
+    assert {envelope.id for envelope in handed.envelopes} == {result for _, result in sent}
+
+
+def test_two_launches_of_one_task_in_one_request_are_both_handed_over(action: str) -> None:
+    app, hooks = make_app()
+    task = make_task(hooks, action)
+    with hooks.testing(app) as handed, app.test_request_context():
+        task.dispatch({"lead": 1})
+        task.dispatch({"lead": 2})
+    assert [envelope.data["lead"] for envelope in handed.envelopes] == [1, 2]
+
+
+def test_a_nested_request_has_launches_of_its_own(action: str) -> None:
+    app, handed = site(action)
+
+    def outer() -> str:
+        blinker.signal(action).send(app)
+        app.test_client().get("/plain")
+        assert len(handed) == 1
+        return "ok"
+
+    app.add_url_rule("/outer", view_func=outer)
+    app.test_client().get("/outer")
+    assert len(handed) == 2
+
+
+def test_the_body_is_wrapped_only_when_there_are_launches() -> None:
+    app, _ = make_app()
+    body = [b"untouched"]
+    environ = create_environ("/")
+    assert HandOver(app, lambda environ, start: body)(environ, lambda *a: lambda data: None) is body
+
+
+def test_hand_over_happens_even_if_closing_the_body_raises(action: str) -> None:
+    app, handed = site(action)
+
+    class Broken(Response):
+        def close(self) -> None:
+            raise OSError("the file is gone")
+
+    def view() -> Response:
+        blinker.signal(action).send(app)
+        return Broken("x")
+
+    app.add_url_rule("/broken", view_func=view)
+    server = Server(app, "/broken")
+    server.finish()
+    with pytest.raises(OSError, match="the file is gone"):
+        server.close()
+    assert len(handed) == 1
+
+
+def test_a_middleware_that_closes_nothing_loses_nothing(action: str) -> None:
+    app, handed = site(action)
+    inner = app.wsgi_app
+    app.wsgi_app = lambda environ, start: [b"".join(inner(environ, start))]  # type: ignore[assignment, method-assign]
+    Server(app, "/plain").finish()
+    assert len(handed) == 1
