@@ -39,11 +39,11 @@ benchmark: $(VENV)/benchmarks
 
 # How visitors fare while strangers hammer at the endpoint, or at a page that does not exist.
 hammer: $(VENV)/test
-	PYTHONPATH=tests:tests/servers:tests/attacks $(BIN)/python -m hammer $(ARGS)
+	$(BIN)/python -m tests.attacks.hammer $(ARGS)
 
 # Kills, freezes and unplugs real servers for hours, and prints what was lost: nothing, so far.
 chaos: $(VENV)/test
-	PYTHONPATH=tests:tests/servers:tests/chaos $(BIN)/python -m chaos $(ARGS)
+	$(BIN)/python -m tests.chaos.chaos $(ARGS)
 
 wheel: $(VENV)/lint
 	$(BIN)/python -m build

@@ -7,13 +7,13 @@ from typing import Any
 
 import blinker
 import pytest
-from conftest import make_app, make_task
 from flask import Flask, Response, request, send_file, stream_with_context
 from werkzeug.test import create_environ
 
 from async_hooks.envelope import Envelope
 from async_hooks.launch.after_response import HandOver
 from async_hooks.wsgi import close
+from tests.support.apps import make_app, make_task
 
 
 def site(action: str, **config: Any) -> tuple[Flask, list[Envelope]]:

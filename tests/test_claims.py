@@ -12,8 +12,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from conftest import Facts, make_task, plain_app
-from running import wait_until
 
 from async_hooks import AsyncHooks, AsyncTask, Delivery, DeliveryState
 from async_hooks.delivery import Addition, Terms
@@ -25,6 +23,9 @@ from async_hooks.relay import claims
 from async_hooks.relay.claims import Claims
 from async_hooks.state import state_of
 from async_hooks.verdict import Outcome, Verdict
+from tests.support.apps import make_task, plain_app
+from tests.support.facts import Facts
+from tests.support.waiting import wait_until
 
 DONE = Verdict(Outcome.COMPLETED)
 

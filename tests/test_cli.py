@@ -16,8 +16,6 @@ from typing import Any
 
 import pytest
 from click.testing import Result
-from conftest import make_app, plain_app
-from databases import KINDS, fresh_database
 from flask import Flask
 from sqlalchemy import update
 
@@ -29,6 +27,8 @@ from async_hooks.host.runtime_dir import runtime_dir
 from async_hooks.outbox import schema, store
 from async_hooks.outbox.queries import BATCH
 from async_hooks.state import state_of
+from tests.support.apps import make_app, plain_app
+from tests.support.databases import KINDS, fresh_database
 
 OUTBOX_COMMANDS = (
     ["init-db"],

@@ -5,11 +5,11 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from conftest import make_app
 from flask import Flask
 
 from async_hooks import AsyncHooks, ConfigError
 from async_hooks.config import Config, read
+from tests.support.apps import make_app
 
 
 def test_defaults_are_the_documented_ones() -> None:

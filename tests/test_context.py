@@ -6,11 +6,12 @@ from uuid import UUID
 import blinker
 import flask
 import pytest
-from conftest import Facts, make_app, make_task
 from flask import Flask
 from flask_login import LoginManager, UserMixin, current_user, login_user, user_logged_in
 
 from async_hooks import AsyncHooks, AsyncHooksError, Auth, ConfigError
+from tests.support.apps import make_app, make_task
+from tests.support.facts import Facts
 
 
 class User(UserMixin):  # type: ignore[misc]

@@ -7,7 +7,6 @@ from typing import Any
 
 import flask
 import pytest
-from conftest import Facts, make_app, make_task
 from flask import Flask
 from flask_wtf.csrf import CSRFProtect
 from werkzeug.test import TestResponse
@@ -17,6 +16,8 @@ from async_hooks.envelope import Envelope
 from async_hooks.signing import CONTENT_TYPE, VERDICT_HEADER
 from async_hooks.state import state_of
 from async_hooks.verdict import Outcome
+from tests.support.apps import make_app, make_task
+from tests.support.facts import Facts
 
 URL = "/async-hooks/run"
 

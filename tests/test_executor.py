@@ -7,7 +7,6 @@ from unittest.mock import Mock
 
 import flask
 import pytest
-from conftest import Facts, make_app, make_task
 from flask import Flask
 from werkzeug.middleware.proxy_fix import ProxyFix
 
@@ -23,6 +22,8 @@ from async_hooks import (
 from async_hooks.envelope import Envelope, Origin
 from async_hooks.signing import CONTENT_TYPE
 from async_hooks.state import state_of
+from tests.support.apps import make_app, make_task
+from tests.support.facts import Facts
 
 
 def test_the_fresh_request_is_a_request_of_its_own(action: str) -> None:

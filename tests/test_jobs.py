@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from conftest import make_app, plain_app
 
 from async_hooks import AsyncHooks, ConfigError, DataError, OutboxRequired
+from tests.support.apps import make_app, plain_app
 
 
 def test_a_job_runs_in_a_fresh_request_with_its_data() -> None:

@@ -7,7 +7,6 @@ from typing import Any
 import blinker
 import flask
 import pytest
-from conftest import Facts, make_app, make_task
 from flask import Flask, current_app
 
 from async_hooks import (
@@ -20,6 +19,8 @@ from async_hooks import (
     async_signal,
     current_envelope,
 )
+from tests.support.apps import make_app, make_task
+from tests.support.facts import Facts
 
 
 def heard(hooks: AsyncHooks, on: str | blinker.Signal, name: str = "heard") -> list[Any]:

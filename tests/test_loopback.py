@@ -12,8 +12,6 @@ from typing import Any
 
 import pytest
 import requests
-from certificates import self_signed
-from conftest import make_app
 from requests import auth as requests_auth
 
 from async_hooks import TransportError
@@ -25,6 +23,8 @@ from async_hooks.transports.address import Address
 from async_hooks.transports.client import Answer
 from async_hooks.transports.loopback import Loopback, client_for
 from async_hooks.verdict import Outcome, Verdict
+from tests.support.apps import make_app
+from tests.support.certificates import self_signed
 
 Reply = Callable[[bytes], bytes]
 
@@ -456,7 +456,7 @@ def test_an_answer_is_parsed_leniently_where_that_is_harmless(serve: Serve) -> N
 
 
 def test_the_timeout_is_the_receivers_the_tasks_or_the_configured(action: str) -> None:
-    from conftest import make_task
+    from tests.support.apps import make_task
 
     app, hooks = make_app(ASYNC_HOOKS_TIMEOUT=7)
     make_task(hooks, action, name="plain")
@@ -475,7 +475,7 @@ def test_the_timeout_is_the_receivers_the_tasks_or_the_configured(action: str) -
 
 
 def test_the_only_receivers_timeout_is_the_tasks(action: str) -> None:
-    from conftest import make_task
+    from tests.support.apps import make_task
 
     app, hooks = make_app()
     make_task(hooks, action, name="t", timeout=60)

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from running import wait_until
 
 from async_hooks.host.notifier import Notifier, Ringer
 from async_hooks.host.runtime_dir import runtime_dir
+from tests.support.waiting import wait_until
 
 
 @pytest.fixture

@@ -15,9 +15,7 @@ from typing import Any
 
 import blinker
 import pytest
-from conftest import Facts, make_task, plain_app
 from flask import Flask
-from running import wait_until
 
 from async_hooks import (
     AsyncHooks,
@@ -34,6 +32,9 @@ from async_hooks import (
     current_envelope,
 )
 from async_hooks.state import state_of
+from tests.support.apps import make_task, plain_app
+from tests.support.facts import Facts
+from tests.support.waiting import wait_until
 
 
 class Shop:

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from databases import fresh_database
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -23,6 +22,7 @@ from async_hooks.relay.outcomes import OTHERWISE, RULES, Action, Breaker, Rule, 
 from async_hooks.snapshot import snapshot
 from async_hooks.task import exponential
 from async_hooks.verdict import Outcome, Verdict
+from tests.support.databases import fresh_database
 
 
 def every_kind_of(kind: type[TransportError]) -> Iterator[type[TransportError]]:

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 import requests
-from running import answers, free_port, running, wait_until
 
 import async_hooks.signals
 from async_hooks.config import PREFIX, Config, read
+from tests.support.servers import answers, free_port
+from tests.support.site import running
+from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -26,7 +28,7 @@ def test_the_complete_app_answers_at_once_and_tells_everyone_later(tmp_path: Pat
     port = free_port()
     command = [sys.executable, "-m", "flask", "--app", "app", "run", "--port", str(port)]
     is_up = lambda: answers(("127.0.0.1", port))  # noqa: E731
-    with running(tmp_path, command, is_up, cwd=tmp_path) as site:
+    with running(tmp_path, command, is_up, tmp_path) as site:
         answer = requests.get(f"http://127.0.0.1:{port}/ada@example.com", timeout=30)
         assert answer.text == "Thank you!"
         assert "the CRM knows" not in site.log

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Facts, make_app, make_task
 from flask import Flask
 
 from async_hooks import AsyncTask, Discard, TransportError
@@ -19,6 +18,8 @@ from async_hooks.errors import AddressUnknown, Unreachable
 from async_hooks.relay.relay import Relay
 from async_hooks.state import state_of
 from async_hooks.verdict import Outcome, Verdict
+from tests.support.apps import make_app, make_task
+from tests.support.facts import Facts
 
 DONE = Verdict(Outcome.COMPLETED)
 

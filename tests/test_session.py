@@ -14,8 +14,6 @@ from typing import Any
 
 import blinker
 import pytest
-from conftest import Facts, make_task, plain_app
-from databases import KINDS, fresh_database
 from flask import Flask, stream_with_context
 from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy import (
@@ -46,6 +44,9 @@ from async_hooks.relay.relay import Relay
 from async_hooks.state import state_of
 from async_hooks.transports.in_process import InProcess
 from async_hooks.verdict import Outcome, Verdict
+from tests.support.apps import make_task, plain_app
+from tests.support.databases import KINDS, fresh_database
+from tests.support.facts import Facts
 
 READING = "SELECT count(*) FROM orders"
 

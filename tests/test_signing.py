@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 
 import pytest
-from conftest import KEY
 from flask import Flask
 from itsdangerous import URLSafeTimedSerializer
 
@@ -11,6 +10,7 @@ from async_hooks import TokenError, TokenExpired
 from async_hooks.envelope import Envelope, Origin
 from async_hooks.signing import _TOKEN, Signing, WrongVersion, _signer
 from async_hooks.verdict import Outcome, Verdict
+from tests.support.apps import KEY
 
 NOW = 1_790_000_000.0
 

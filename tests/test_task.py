@@ -7,7 +7,6 @@ from typing import Any
 
 import blinker
 import pytest
-from conftest import make_app, make_task, plain_app
 from flask import Flask
 
 from async_hooks import (
@@ -20,6 +19,7 @@ from async_hooks import (
     Retry,
     async_signal,
 )
+from tests.support.apps import make_app, make_task, plain_app
 
 
 class Module(AsyncTask):

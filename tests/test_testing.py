@@ -6,11 +6,12 @@ from typing import Any
 
 import blinker
 import pytest
-from conftest import Facts, make_app, make_task
 from flask import Flask
 
 from async_hooks import AsyncHooks, AsyncTask, Auth, TransportError
 from async_hooks.recorder import Recorder
+from tests.support.apps import make_app, make_task
+from tests.support.facts import Facts
 
 
 def test_eager_raises_what_the_receiver_raises_in_the_test(action: str) -> None:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Facts, make_app, make_task
 from flask import Flask, current_app, g, request
 
 from async_hooks import AsyncTask, current_envelope
@@ -24,6 +23,8 @@ from async_hooks.signals import worker_started, worker_stopped
 from async_hooks.state import state_of
 from async_hooks.worker.supervisor import AT_ONCE, FAILED, MISCONFIGURED, OK, Child, supervise
 from async_hooks.worker.worker import Exit, Options, Work
+from tests.support.apps import make_app, make_task
+from tests.support.facts import Facts
 
 DOCS = Path(__file__).parent.parent / "docs" / "worker.md"
 

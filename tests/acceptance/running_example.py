@@ -6,19 +6,17 @@ import html
 import os
 import re
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
 import requests
 
-ROOT = Path(__file__).parents[2]
-sys.path.append(str(ROOT))  # because a bare "pytest" does not see example_site
+from tests.support.servers import ROOT, ServerProcess, free_port
+from tests.support.waiting import wait_until
 
 #: Seconds after which what has not happened will not happen.
 BOUND = 60.0
@@ -29,17 +27,7 @@ ADA = {"name": "Ada Lovelace", "email": "ada@example.com", "message": "A walled 
 
 def until(condition: Callable[[], object], what: str) -> None:
     """Wait for ``condition``, and fail naming ``what`` if it never comes."""
-    deadline = time.monotonic() + BOUND
-    while not condition():
-        assert time.monotonic() < deadline, f"{what} did not happen"
-        time.sleep(0.02)
-
-
-def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port: int = taken.getsockname()[1]
-        return port
+    wait_until(condition, what, bound=BOUND)
 
 
 def run(folder: Path, port: int | str) -> subprocess.CompletedProcess[str]:
@@ -55,30 +43,20 @@ def run(folder: Path, port: int | str) -> subprocess.CompletedProcess[str]:
     )
 
 
-class Example:
+class Example(ServerProcess):
     """The real thing, in a process group of its own, as in a terminal."""
 
     def __init__(self, folder: Path, **settings: str) -> None:
         self.folder = folder
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        self._output = folder.with_suffix(".log")
+        log_path = folder.with_suffix(".log")
+        log_path.unlink(missing_ok=True)  # because an example before it wrote there, too
         settings = {f"EXAMPLE_{name}": value for name, value in settings.items()}
-        with open(self._output, "w") as output:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "example_site"],
-                cwd=ROOT,
-                env=os.environ | {"PORT": str(self.port), "INSTANCE_PATH": str(folder)} | settings,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-            )
-        until(lambda: self.url in self.output or self.process.poll() is not None, "the URL's line")
-        assert self.process.poll() is None, self.output
-
-    @property
-    def output(self) -> str:
-        return self._output.read_text()
+        settings |= {"PORT": str(self.port), "INSTANCE_PATH": str(folder)}
+        command = [sys.executable, "-m", "example_site"]
+        super().__init__(command, log_path, environ=os.environ | settings)
+        self.wait_ready(lambda: self.url in self.log, bound=BOUND)
 
     def processes(self) -> dict[int, str]:
         """Return the ids and commands of all that this example consists of."""
@@ -100,22 +78,21 @@ class Example:
         return [pid for pid in self.processes() if pid not in others]
 
     def press_ctrl_c(self) -> None:
-        os.killpg(self.process.pid, signal.SIGINT)
+        self.signal_group(signal.SIGINT)
 
     def kill(self) -> None:
         """Kill all of it at once, as a power cut would."""
-        os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait(BOUND)
+        super().kill()
         until(lambda: not self.processes(), "the end of all processes")
 
     def database(self) -> sqlite3.Connection:
         return sqlite3.connect(self.folder / "site.db")
 
-    def stop(self) -> int:
-        """End it, if it has not ended yet, and return the exit status."""
+    def stop(self, how: signal.Signals = signal.SIGINT, *, bound: float = BOUND) -> int:
+        """End all of it, if it has not ended yet, and return the exit status."""
         if self.process.poll() is None:
-            self.press_ctrl_c()
-        return self.process.wait(BOUND)
+            self.signal_group(how)
+        return self.process.wait(bound)
 
 
 class Visitor:

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from running_example import Example, Visitor, run, until
+
+from tests.acceptance.running_example import Example, Visitor, run, until
 
 pytestmark = pytest.mark.slow
 
@@ -34,7 +35,7 @@ def start(tmp_path: Path) -> Iterator[StartExample]:
 
 def test_first_start_says_where_and_shows_an_empty_list(start: StartExample) -> None:
     example = start()
-    assert example.output.strip() == f"The example runs on {example.url} (stop it with Ctrl-C)"
+    assert example.log.strip() == f"The example runs on {example.url} (stop it with Ctrl-C)"
     page = Visitor(example).get("/leads")
     assert page.status == 200
     assert "Nobody has written to us yet." in page.words
@@ -88,8 +89,8 @@ def test_ctrl_c_stops_all_once_calls_under_way_have_finished(start: StartExample
     assert example.process.wait(60) == 0
     assert not example.processes()
     assert state_in_outbox(example, "crm") == "completed"
-    assert "Traceback" not in example.output
-    assert "ended" not in example.output
+    assert "Traceback" not in example.log
+    assert "ended" not in example.log
     assert is_free(example.port)
 
 
@@ -105,7 +106,7 @@ def test_killed_parent_leaves_nothing_behind(start: StartExample, number: int) -
 def test_end_of_the_partner_server_is_reported(start: StartExample) -> None:
     example = start()
     os.kill(example.partner_pid(), signal.SIGKILL)
-    until(lambda: "The partner server has ended" in example.output, "the report")
+    until(lambda: "The partner server has ended" in example.log, "the report")
     visitor = Visitor(example)
     page = visitor.wait_for_all(visitor.submit_lead())
     for partner in ("crm", "newsletter", "sales"):

@@ -11,7 +11,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from running_example import ADA, BOUND, Example, Visitor
+
+from tests.acceptance.running_example import ADA, BOUND, Example, Visitor
 
 pytestmark = pytest.mark.slow
 
@@ -110,8 +111,8 @@ def test_failed_call_shows_its_error_and_is_tried_again_by_itself(visitor: Visit
 
 def test_failure_is_logged(example: Example, visitor: Visitor) -> None:
     visitor.wait_for_all(visitor.submit_lead())
-    assert "receiver 'newsletter'" in example.output
-    assert "HTTPError: 503" in example.output
+    assert "receiver 'newsletter'" in example.log
+    assert "HTTPError: 503" in example.log
 
 
 def test_delivered_call_is_not_sent_again(visitor: Visitor) -> None:

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 from flask import Flask
-from running_example import ADA
 from sqlalchemy.exc import DBAPIError
 
 from async_hooks import Delivery, DeliveryState
 from example_site import create_app
 from example_site.models import Lead, db
 from example_site.tasks import hooks
+from tests.acceptance.running_example import ADA
 
 pytestmark = pytest.mark.slow
 

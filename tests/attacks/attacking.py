@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from conftest import KEY, make_app, make_task
 from flask import Flask
-from running import HERE, Site, answers, free_port, gunicorn, running
 from werkzeug.test import TestResponse
 
 from async_hooks.envelope import Envelope, new_id
 from async_hooks.signing import CONTENT_TYPE, VERDICT_HEADER, Signing
 from async_hooks.state import state_of
+from tests.support.apps import KEY, make_app, make_task
+from tests.support.servers import answers, free_port
+from tests.support.site import SHOP, Site, gunicorn, running
 
 URL = "/async-hooks/run"
 
@@ -38,12 +39,14 @@ def signing(key: str | bytes = KEY, *, audience: str = "tests.app") -> Signing:
 
 def visit(number: int) -> Envelope:
     """Return an envelope of the shop's task, as the shop itself would launch it."""
-    return Envelope(id=new_id(), task="shop.Visit", body=f'{{"number":{number},"launched_in":0}}')
+    return Envelope(
+        id=new_id(), task="tests.support.shop.Visit", body=f'{{"number":{number},"launched_in":0}}'
+    )
 
 
 def shop_token(number: int) -> bytes:
     """Return a fresh token that the shop would run."""
-    return signing(audience="shop").sign(visit(number), now=time.time())
+    return signing(audience="tests.support.shop").sign(visit(number), now=time.time())
 
 
 class Target:
@@ -190,7 +193,7 @@ def request(
 
 @contextmanager
 def serving(
-    folder: Path, *options: str, app: str = "shop:app", unix: bool = False, **environ: str
+    folder: Path, *options: str, app: str = SHOP, unix: bool = False, **environ: str
 ) -> Iterator[tuple[Site, int, str]]:
     """Run the shop on gunicorn; yield the site, its port, and the path of its unix socket."""
     port, path = free_port(), str(folder / "s")
@@ -199,7 +202,5 @@ def serving(
     command = gunicorn(*options, "-b", bind, app=app)
     with ExitStack() as stack:
         is_up = lambda: answers(path if unix else ("127.0.0.1", port))  # noqa: E731
-        site = stack.enter_context(
-            running(folder, command, is_up, cwd=HERE, **{**NO_FALLBACK, **environ})
-        )
+        site = stack.enter_context(running(folder, command, is_up, **{**NO_FALLBACK, **environ}))
         yield site, port, path

@@ -1,6 +1,6 @@
 """What strangers at the endpoint cost the visitors of the same site.
 
-``PYTHONPATH=tests:tests/servers:tests/attacks python -m hammer`` starts the shop on gunicorn (two
+``python -m tests.attacks.hammer`` starts the shop on gunicorn (two
 gthread workers) and a process of strangers. Round after round it measures the p95 of a visitor who
 launches a task in each request: alone, while strangers ask at a page that does not exist, and
 while they hammer the endpoint in each way below, at the same rate. The first ratio is to the quiet
@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 
-from attacking import exchange, request, serving, shop_token
+from tests.attacks.attacking import exchange, request, serving, shop_token
 
 _REPLAYED = shop_token(0)
 _CONNECTIONS = 4
@@ -43,7 +43,7 @@ ATTACKS: dict[str, Callable[[], bytes]] = {
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="hammer", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.attacks.hammer", description=__doc__)
     parser.add_argument("--rate", type=int, default=100, help="strangers' requests a second")
     parser.add_argument("--visits", type=int, default=100, help="visits in each series")
     parser.add_argument("--rounds", type=int, default=5)

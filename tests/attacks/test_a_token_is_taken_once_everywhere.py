@@ -1,6 +1,6 @@
 """The record of consumed tokens, when its folder is tampered with, filled or not shared.
 
-The record by itself: tests/test_consumed.py. Replays over worker processes:
+The record by itself: tests/test_replay.py. Replays over worker processes:
 test_no_token_but_ours_gets_in.py.
 """
 
@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from attacking import Target
-from conftest import KEY, make_task
 from flask import Flask
 
 from async_hooks import AsyncHooks
 from async_hooks.envelope import Envelope, new_id
 from async_hooks.signing import CONTENT_TYPE
 from async_hooks.state import state_of
+from tests.attacks.attacking import Target
+from tests.support.apps import KEY, make_task
 
 
 @pytest.fixture(autouse=True)

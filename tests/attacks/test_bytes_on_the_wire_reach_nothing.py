@@ -12,10 +12,11 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import pytest
-from attacking import BOUND, URL, Answered, exchange, request, serving, shop_token
-from running import Site, wait_until
 
 from async_hooks.signing import CONTENT_TYPE
+from tests.attacks.attacking import BOUND, URL, Answered, exchange, request, serving, shop_token
+from tests.support.site import Site
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.slow
 

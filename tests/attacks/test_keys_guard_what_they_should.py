@@ -7,13 +7,13 @@ import time
 from typing import Any
 
 import pytest
-from attacking import Target, signing
-from conftest import KEY, make_app
 from flask import Flask
 
 from async_hooks import AsyncHooks, ConfigError
 from async_hooks.envelope import Envelope, new_id
 from async_hooks.signing import VERDICT_HEADER
+from tests.attacks.attacking import Target, signing
+from tests.support.apps import KEY, make_app
 
 OLD, OLDER = "the key of last month, thirty-two", "the key of last year, thirty-two b"
 

@@ -13,11 +13,12 @@ from typing import Any
 
 import blinker
 import pytest
-from attacking import URL, Target, listening, read_request
-from conftest import Facts, make_app, make_task
 
 from async_hooks import AsyncTask, Discard, Retry, log
 from async_hooks.envelope import Envelope, new_id
+from tests.attacks.attacking import URL, Target, listening, read_request
+from tests.support.apps import make_app, make_task
+from tests.support.facts import Facts
 
 EVIL = (
     "x\r\n2026-01-01 00:00:00 CRITICAL async_hooks: forged\n"

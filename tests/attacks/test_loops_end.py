@@ -10,12 +10,13 @@ from typing import Any
 
 import blinker
 import pytest
-from attacking import Target
-from conftest import Facts, make_app, make_task
 from flask import Flask, current_app
 
 from async_hooks import AsyncTask, DepthExceeded, current_envelope
 from async_hooks.state import state_of
+from tests.attacks.attacking import Target
+from tests.support.apps import make_app, make_task
+from tests.support.facts import Facts
 
 #: Runs after which a loop is held to be endless.
 ENDLESS = 5000

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from attacking import (
+
+from tests.attacks.attacking import (
     NO_FALLBACK,
     Listener,
     exchange,
@@ -23,7 +24,9 @@ from attacking import (
     request,
     serving,
 )
-from running import HERE, Site, answers, free_port, running, wait_until
+from tests.support.servers import answers, free_port
+from tests.support.site import SHOP, Site, running
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -75,7 +78,7 @@ def arrives_by_loopback(site: Site, evil: Listener, address: int | str, sent: by
     assert site.notes("failed") == []
 
 
-@pytest.mark.parametrize("app", ["shop:app", "shop:proxied"])
+@pytest.mark.parametrize("app", [SHOP, "tests.support.shop:proxied"])
 @pytest.mark.parametrize("unix", [False, True], ids=["tcp", "unix"])
 def test_headers_do_not(tmp_path: Path, evil: Listener, app: str, unix: bool) -> None:
     with serving(tmp_path, *THREADED, app=app, unix=unix) as (site, port, path):
@@ -180,10 +183,10 @@ def test_under_waitress_a_forwarded_port_is_not_believed(tmp_path: Path, evil: L
     port = free_port()
     command = [sys.executable, "-m", "waitress", f"--listen=127.0.0.1:{port}"]
     command += ["--trusted-proxy=127.0.0.1", "--trusted-proxy-count=1"]
-    command += ["--trusted-proxy-headers=x-forwarded-port x-forwarded-host", "shop:app"]
+    command += ["--trusted-proxy-headers=x-forwarded-port x-forwarded-host", SHOP]
     environ = {**NO_FALLBACK, "SITE_ASYNC_HOOKS_FALLBACK": '"in_process"'}
     is_up = lambda: answers(("127.0.0.1", port))  # noqa: E731
-    with running(tmp_path, command, is_up, cwd=HERE, **environ) as site:
+    with running(tmp_path, command, is_up, **environ) as site:
         lies = (f"X-Forwarded-Port: {evil.port}", f"X-Forwarded-Host: 127.0.0.1:{evil.port}")
         sent = request(b"", *lies, line="GET /visit/1 HTTP/1.1", length=False)
         assert exchange(port, sent).status == 200, site.log

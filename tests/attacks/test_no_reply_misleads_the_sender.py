@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from attacking import BOUND, Listener, listening, read_request
-from conftest import Facts, make_app, make_task
 from requests.auth import AuthBase
 
 from async_hooks import TransportError
@@ -26,6 +24,9 @@ from async_hooks.state import state_of
 from async_hooks.transports.address import Address
 from async_hooks.transports.loopback import Loopback
 from async_hooks.verdict import Outcome, Verdict
+from tests.attacks.attacking import BOUND, Listener, listening, read_request
+from tests.support.apps import make_app, make_task
+from tests.support.facts import Facts
 
 E = Envelope(id="1", task="t", body="{}")
 

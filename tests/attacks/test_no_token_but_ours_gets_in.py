@@ -23,7 +23,11 @@ from typing import Any
 import flask
 import itsdangerous
 import pytest
-from attacking import (
+from flask.sessions import SecureCookieSessionInterface
+
+from async_hooks.envelope import Envelope, new_id
+from async_hooks.signing import _TOKEN, CONTENT_TYPE, _secrets, _signer
+from tests.attacks.attacking import (
     BOUND,
     URL,
     Target,
@@ -36,12 +40,9 @@ from attacking import (
     shop_token,
     signing,
 )
-from conftest import KEY, Facts, make_task
-from flask.sessions import SecureCookieSessionInterface
-from running import wait_until
-
-from async_hooks.envelope import Envelope, new_id
-from async_hooks.signing import _TOKEN, CONTENT_TYPE, _secrets, _signer
+from tests.support.apps import KEY, make_task
+from tests.support.facts import Facts
+from tests.support.waiting import wait_until
 
 
 @pytest.fixture

@@ -10,9 +10,11 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from attacking import BOUND, exchange, request, serving
-from hammer import ATTACKS, dawdle
-from running import Site, wait_until
+
+from tests.attacks.attacking import BOUND, exchange, request, serving
+from tests.attacks.hammer import ATTACKS, dawdle
+from tests.support.site import Site
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.slow
 

@@ -1,4 +1,4 @@
-"""python -m chaos: the random killer for hours, over all databases, in rounds.
+"""python -m tests.chaos.chaos: the random killer for hours, over all databases, in rounds.
 
 Each round has a seed, one more than the round's before it, and a fresh database. What is struck,
 and when, follows from the seed; what a strike meets does not quite. A round that found trouble is
@@ -20,9 +20,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import driver
-from invariants import Report, examine
-from rounds import DATABASES, PLANS, go
+from tests.chaos import driver
+from tests.chaos.invariants import Report, examine
+from tests.chaos.rounds import DATABASES, PLANS, go
 
 
 @dataclass
@@ -117,14 +117,14 @@ def _round(totals: Totals, kind: str, seed: int, plan: str | None) -> None:
         shutil.rmtree(folder)
         return
     totals.troubles.append(
-        f"{len(troubles)} troubles; repeat: python -m chaos --database {kind} --seed {seed} "
-        f"--plan {plan} --rounds 1 (what was seen is in {folder})"
+        f"{len(troubles)} troubles; repeat: python -m tests.chaos.chaos --database {kind} "
+        f"--seed {seed} --plan {plan} --rounds 1 (what was seen is in {folder})"
     )
     print("\n".join(troubles[:40]), flush=True)
 
 
 def _options() -> Any:
-    parser = argparse.ArgumentParser(prog="python -m chaos", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos.chaos", description=__doc__)
     parser.add_argument("--hours", type=float, default=1.0)
     parser.add_argument("--rounds", type=int, help="at most so many")
     parser.add_argument("--seed", type=int, default=int(time.time()))

@@ -13,10 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from seams import may_die, note, wrap  # isort: skip - before the library, for its clock
+from tests.chaos.seams import may_die, note, wrap  # isort: skip - before the library, for its clock
 
 import blinker
-from effects import effects, leads
 from flask import Flask, Response, current_app, request, stream_with_context
 from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy import select
@@ -28,6 +27,7 @@ from async_hooks.relay.claims import Claims
 from async_hooks.signals import task_discarded, task_failed, task_rejected, task_succeeded
 from async_hooks.transports.http_client import LeanClient
 from async_hooks.transports.loopback import Loopback
+from tests.chaos.effects import effects, leads
 
 HOLD = Path(os.environ["HOLD"])
 

@@ -18,15 +18,16 @@ from random import Random
 from typing import Any
 from urllib.parse import urlencode
 
-from databases import fresh_database
-from effects import metadata as app_metadata
-from launches import Fate, Launch, Strike
-from running import free_port, wait_until
 from sqlalchemy import Engine, create_engine, select
 from sqlalchemy.exc import OperationalError
-from under_fire import Server, Worker
 
 from async_hooks.outbox import schema
+from tests.chaos.effects import metadata as app_metadata
+from tests.chaos.launches import Fate, Launch, Strike
+from tests.chaos.under_fire import Server, Worker
+from tests.support.databases import fresh_database
+from tests.support.servers import free_port
+from tests.support.waiting import wait_until
 
 #: A short lease, so that tests need not wait for long; beats are a third of it apart.
 LEASE = 2.0

@@ -11,10 +11,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from driver import Chaos
-from launches import Strike
-from running import BOUND, is_alive, state_in, wait_until
-from under_fire import Server, Target, Worker
+from tests.chaos.driver import Chaos
+from tests.chaos.launches import Strike
+from tests.chaos.under_fire import Server, Target, Worker
+from tests.support.servers import is_alive, state_in
+from tests.support.waiting import BOUND, wait_until
 
 #: Seconds that a stop may take at most; a process that somebody else wakes never stops.
 _MOMENT = 1.0

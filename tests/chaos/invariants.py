@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-from driver import Chaos
-from effects import effects
-from launches import Fate, Launch, Strike
 from sqlalchemy import select
+
+from tests.chaos.driver import Chaos
+from tests.chaos.effects import effects
+from tests.chaos.launches import Fate, Launch, Strike
 
 #: Seconds within which what was frozen has gone on.
 MARGIN = 1.0

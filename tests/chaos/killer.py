@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from random import Random
 
-from driver import Chaos
-from faults import frozen, hang_up, kill, kill_group, kill_parent, replace
-from under_fire import Server, Target, Worker
+from tests.chaos.driver import Chaos
+from tests.chaos.faults import frozen, hang_up, kill, kill_group, kill_parent, replace
+from tests.chaos.under_fire import Server, Target, Worker
 
 #: What it does, and how often of a hundred times.
 WEIGHTS = {"child": 45, "group": 10, "reload": 15, "freeze": 30}

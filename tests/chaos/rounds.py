@@ -6,12 +6,13 @@ import time
 from collections.abc import Callable
 from random import Random
 
-from driver import Chaos
-from faults import locked, reload
-from killer import rampage
-from proxies import wire
 from sqlalchemy import make_url
-from under_fire import Server
+
+from tests.chaos.driver import Chaos
+from tests.chaos.faults import locked, reload
+from tests.chaos.killer import rampage
+from tests.chaos.proxies import wire
+from tests.chaos.under_fire import Server
 
 #: Seconds that a round lasts, without its start and end.
 SECONDS = 30.0

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from driver import Chaos
-from invariants import Report, examine
+from tests.chaos.driver import Chaos
+from tests.chaos.invariants import Report, examine
 
 
 def settled(scenario: Chaos, *, deadly: Collection[int] = ()) -> Report:

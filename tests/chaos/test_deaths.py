@@ -7,11 +7,12 @@ import time
 from pathlib import Path
 
 import pytest
-from driver import Chaos, chaos
-from faults import frozen, frozen_until_outrun, kill, kill_group, note_deaths, reload
-from running import BOUND, wait_until
-from settling import settled
-from under_fire import Server
+
+from tests.chaos.driver import Chaos, chaos
+from tests.chaos.faults import frozen, frozen_until_outrun, kill, kill_group, note_deaths, reload
+from tests.chaos.settling import settled
+from tests.chaos.under_fire import Server
+from tests.support.waiting import BOUND, wait_until
 
 pytestmark = pytest.mark.slow
 

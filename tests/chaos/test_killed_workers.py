@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from driver import Chaos, chaos
-from faults import frozen_until_outrun, kill, kill_parent
-from killer import rampage
-from running import wait_until
-from settling import settled
-from under_fire import Server
+
+from tests.chaos.driver import Chaos, chaos
+from tests.chaos.faults import frozen_until_outrun, kill, kill_parent
+from tests.chaos.killer import rampage
+from tests.chaos.settling import settled
+from tests.chaos.under_fire import Server
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.slow
 

@@ -6,10 +6,12 @@ import time
 from pathlib import Path
 
 import pytest
-from driver import Chaos, chaos
-from proxies import imposter, wire
-from running import free_port, wait_until
-from settling import settled
+
+from tests.chaos.driver import Chaos, chaos
+from tests.chaos.proxies import imposter, wire
+from tests.chaos.settling import settled
+from tests.support.servers import free_port
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.slow
 

@@ -10,13 +10,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from driver import Chaos, chaos
-from faults import locked
-from launches import Fate
-from proxies import Wire, wire
-from running import wait_until
-from settling import settled
 from sqlalchemy import make_url
+
+from tests.chaos.driver import Chaos, chaos
+from tests.chaos.faults import locked
+from tests.chaos.launches import Fate
+from tests.chaos.proxies import Wire, wire
+from tests.chaos.settling import settled
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.slow
 

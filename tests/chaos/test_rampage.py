@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from databases import KINDS
-from driver import chaos
-from killer import rampage
-from settling import settled
+
+from tests.chaos.driver import chaos
+from tests.chaos.killer import rampage
+from tests.chaos.settling import settled
+from tests.support.databases import KINDS
 
 pytestmark = pytest.mark.slow
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from driver import Chaos, chaos
-from faults import frozen, note_deaths
-from launches import Fate
-from running import wait_until
-from settling import settled
-from under_fire import Server
+
+from tests.chaos.driver import Chaos, chaos
+from tests.chaos.faults import frozen, note_deaths
+from tests.chaos.launches import Fate
+from tests.chaos.settling import settled
+from tests.chaos.under_fire import Server
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.slow
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from driver import chaos
-from faults import kill
-from launches import Fate
-from settling import settled
+
+from tests.chaos.driver import chaos
+from tests.chaos.faults import kill
+from tests.chaos.launches import Fate
+from tests.chaos.settling import settled
 
 pytestmark = pytest.mark.slow
 

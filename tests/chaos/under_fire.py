@@ -10,11 +10,10 @@ from contextlib import suppress
 from http.client import HTTPException
 from pathlib import Path
 
-from running import HERE as SERVERS
-from running import Site, gunicorn, is_alive, wait_until
-from visitors import Door
-
-HERE = Path(__file__).parent
+from tests.support.servers import is_alive
+from tests.support.site import READY, Site, gunicorn
+from tests.support.visitors import Door
+from tests.support.waiting import wait_until
 
 
 class Target:
@@ -27,7 +26,7 @@ class Target:
         self.site = self._begin()
 
     def _begin(self) -> Site:
-        return Site(self._folder, self._command, HERE, self._environ)
+        return Site(self._folder, self._command, self._environ)
 
     def children(self) -> list[int]:
         """Return the pids of the child processes that live."""
@@ -63,9 +62,8 @@ class Server(Target):
         self.url = f"http://127.0.0.1:{port}"
         self.workers = workers
         options = ["-w", str(workers), "-k", "gthread", "--threads", "8", *options]
-        ready = str(SERVERS / "gunicorn_ready.py")
         bind = f"127.0.0.1:{port}"
-        command = gunicorn(*options, "-c", ready, "-b", bind, app="chaos_app:app")
+        command = gunicorn(*options, "-c", READY, "-b", bind, app="tests.chaos.chaos_app:app")
         super().__init__(folder, command, environ)
 
     def wait_ready(self) -> None:
@@ -90,5 +88,5 @@ class Worker(Target):
     """A ``flask async-hooks worker``."""
 
     def __init__(self, folder: Path, options: Sequence[str], environ: dict[str, str]) -> None:
-        flask = [sys.executable, "-m", "flask", "--app", "chaos_app:app"]
+        flask = [sys.executable, "-m", "flask", "--app", "tests.chaos.chaos_app:app"]
         super().__init__(folder, [*flask, "async-hooks", "worker", *options], environ)

@@ -10,8 +10,6 @@ from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 
-from databases import fresh_database
-from running import wait_until
 from sqlalchemy import Connection, delete, select
 
 from async_hooks.delivery import Addition, Terms
@@ -22,6 +20,8 @@ from async_hooks.outbox.database import Database, engine_for
 from async_hooks.outbox.queries import Orphan
 from async_hooks.outbox.schema import deliveries, pauses, relays
 from async_hooks.outbox.store import Hold
+from tests.support.databases import fresh_database
+from tests.support.waiting import wait_until
 
 T = TypeVar("T")
 

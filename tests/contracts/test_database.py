@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from databases import KINDS, fresh_database
-from outboxes import NOW, Outbox, an_outbox, envelope
 from sqlalchemy import (
     Connection,
     Engine,
@@ -33,6 +31,8 @@ from async_hooks.outbox import queries as upkeep
 from async_hooks.outbox import schema, store
 from async_hooks.outbox.database import Database, engine_for, is_busy
 from async_hooks.outbox.direct import KEPT
+from tests.contracts.outboxes import NOW, Outbox, an_outbox, envelope
+from tests.support.databases import KINDS, fresh_database
 
 SERVERS = [kind for kind in KINDS if kind != "sqlite"]
 

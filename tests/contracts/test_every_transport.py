@@ -9,9 +9,7 @@ from typing import Any
 
 import blinker
 import pytest
-from conftest import Facts, make_task, plain_app
 from flask import Flask
-from running import wait_until
 
 from async_hooks import AsyncHooks, AsyncTask, Delivery, DeliveryState, Discard, Retry
 from async_hooks.envelope import Envelope
@@ -19,6 +17,9 @@ from async_hooks.relay import claims
 from async_hooks.state import Transport
 from async_hooks.transports.in_process import InProcess
 from async_hooks.verdict import Verdict
+from tests.support.apps import make_task, plain_app
+from tests.support.facts import Facts
+from tests.support.waiting import wait_until
 
 
 class Courier:

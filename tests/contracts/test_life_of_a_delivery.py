@@ -20,11 +20,11 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from outboxes import NOW, Outbox, an_outbox, envelope
 
 from async_hooks.delivery import Addition, DeliveryState, Terms
 from async_hooks.envelope import Envelope, new_id
 from async_hooks.outbox.store import Hold
+from tests.contracts.outboxes import NOW, Outbox, an_outbox, envelope
 
 RELAYS = st.integers(0, 2)
 UNFINISHED = ("available", "executing")

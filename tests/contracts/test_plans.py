@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from outboxes import KNOWN, Outbox, an_outbox
 from sqlalchemy import select
 
 from async_hooks.outbox import queries as upkeep
 from async_hooks.outbox import store
 from async_hooks.outbox.schema import deliveries
+from tests.contracts.outboxes import KNOWN, Outbox, an_outbox
 
 _d = deliveries.c
 

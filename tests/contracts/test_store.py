@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from databases import KINDS
-from outboxes import NOW, Outbox, an_outbox, envelope
 
 from async_hooks.delivery import Addition, Terms
 from async_hooks.envelope import Envelope, Origin
@@ -16,6 +14,8 @@ from async_hooks.errors import DataError
 from async_hooks.outbox import queries as upkeep
 from async_hooks.outbox import store
 from async_hooks.outbox.store import Hold
+from tests.contracts.outboxes import NOW, Outbox, an_outbox, envelope
+from tests.support.databases import KINDS
 
 COLUMNS_OF_A_HOLDER = ("relay", "lease")
 

@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from databases import KINDS
-from outboxes import KNOWN, NOW, Outbox, an_outbox, envelope, together
 from sqlalchemy import Connection, create_engine
 
 from async_hooks.delivery import Addition, Terms
@@ -16,6 +14,8 @@ from async_hooks.outbox import queries as upkeep
 from async_hooks.outbox import store
 from async_hooks.outbox.database import Database
 from async_hooks.outbox.store import Hold
+from tests.contracts.outboxes import KNOWN, NOW, Outbox, an_outbox, envelope, together
+from tests.support.databases import KINDS
 
 SERVERS = [kind for kind in KINDS if kind != "sqlite"]
 

@@ -10,11 +10,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from certificates import self_signed
-from nginx import nginx
-from running import HERE, Site, free_port, gunicorn, running, wait_until
-from services import require_module, require_program
-from visitors import Door, Visits
+from tests.servers.nginx import nginx
+from tests.support.certificates import self_signed
+from tests.support.servers import free_port
+from tests.support.services import require_module, require_program
+from tests.support.site import READY, SHOP, Site, gunicorn, running
+from tests.support.visitors import Door, Visits
+from tests.support.waiting import wait_until
 
 #: What an access log says of an envelope that arrived.
 _ARRIVED = 'POST /async-hooks/run HTTP/1.1" 204'
@@ -100,28 +102,27 @@ def opened(server: Server, folder: Path) -> Iterator[Shop]:
         if server.prefix is not None and door.path is not None:
             port = stack.enter_context(nginx(folder, door.path, server.prefix))
             visitors_door = Door(port=port, root=server.prefix)
-        site = stack.enter_context(running(folder, command, door.is_open, cwd=HERE, **environ))
+        site = stack.enter_context(running(folder, command, door.is_open, **environ))
         shop = Shop(server, site, visitors_door)
         wait_until(lambda: shop.has_started(server.workers), "the workers' start")
         yield shop
 
 
-def _gunicorn(*options: str, app: str = "shop:app") -> Callable[[Door], list[str]]:
+def _gunicorn(*options: str, app: str = SHOP) -> Callable[[Door], list[str]]:
     def command(door: Door) -> list[str]:
         bind = f"unix:{door.path}" if door.path is not None else f"127.0.0.1:{door.port}"
         tls = []
         if door.authority is not None:
             key = str(Path(door.authority).with_name("key.pem"))
             tls = ["--certfile", door.authority, "--keyfile", key]
-        ready = str(HERE / "gunicorn_ready.py")
-        return gunicorn(*options, *tls, "-c", ready, "-b", bind, app=app)
+        return gunicorn(*options, *tls, "-c", READY, "-b", bind, app=app)
 
     return command
 
 
 def _flask_run(*options: str) -> Callable[[Door], list[str]]:
     def command(door: Door) -> list[str]:
-        flask = [sys.executable, "-m", "flask", "--app", "shop:app"]
+        flask = [sys.executable, "-m", "flask", "--app", SHOP]
         return [*flask, "run", *options, "--port", str(door.port)]
 
     return command
@@ -129,13 +130,13 @@ def _flask_run(*options: str) -> Callable[[Door], list[str]]:
 
 def _waitress(door: Door) -> list[str]:
     listen = f"--listen=127.0.0.1:{door.port}"
-    return [sys.executable, "-m", "waitress", listen, "--threads=8", "shop:app"]
+    return [sys.executable, "-m", "waitress", listen, "--threads=8", SHOP]
 
 
 def _uwsgi(*options: str) -> Callable[[Door], list[str]]:
     def command(door: Door) -> list[str]:
         program = require_program("uwsgi", beside=str(Path(sys.executable).parent))
-        python = ["--virtualenv", sys.prefix, "--module", "shop:app"]
+        python = ["--virtualenv", sys.prefix, "--module", SHOP]
         return [program, "--http-socket", f"127.0.0.1:{door.port}", *python, *options]
 
     return command
@@ -198,7 +199,7 @@ SERVERS = [
     replace(
         _gthread,
         name="gunicorn gthread, unix socket, nginx",
-        command=_gunicorn(*_GTHREAD, app="shop:proxied"),
+        command=_gunicorn(*_GTHREAD, app="tests.support.shop:proxied"),
         door=_unix,
         prefix="/de/shop",
     ),

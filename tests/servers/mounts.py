@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from flask import Flask
-from shop import create_app
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 from werkzeug.middleware.proxy_fix import ProxyFix
+
+from tests.support.shop import create_app
 
 #: A dispatcher inside of ProxyFix: the mount comes after the prefix of the proxy.
 proxied_mount = ProxyFix(

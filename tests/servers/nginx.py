@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from running import BOUND, answers, free_port, wait_until
-from services import require_program
+from tests.support.servers import ServerProcess, answers, free_port
+from tests.support.services import require_program
 
 _CONFIG = """
 daemon off;
@@ -46,14 +45,6 @@ def nginx(folder: Path, upstream: str, prefix: str) -> Iterator[int]:
     config = folder / "nginx.conf"
     config.write_text(_CONFIG.format(folder=folder, port=port, upstream=upstream, prefix=prefix))
     command = [program, "-p", str(folder), "-e", "stderr", "-c", str(config)]
-    with (folder / "nginx.log").open("ab") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
-    try:
-        wait_until(
-            lambda: answers(("127.0.0.1", port)) or process.poll() is not None, "nginx's start"
-        )
-        assert process.poll() is None, (folder / "nginx.log").read_text()
+    with ServerProcess(command, folder / "nginx.log") as server:
+        server.wait_ready(lambda: answers(("127.0.0.1", port)))
         yield port
-    finally:
-        process.terminate()
-        process.wait(BOUND)

@@ -14,8 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from databases import fresh_database
-from running import HERE, Site, answers, free_port, gunicorn, running, wait_until
+
+from tests.support.databases import fresh_database
+from tests.support.servers import ROOT, answers, free_port
+from tests.support.site import Site, gunicorn, running
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -33,9 +36,10 @@ class Stage:
         return _served(self, release, environ)
 
     def flask(self, release: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        flask = [sys.executable, "-m", "flask", "--app", "tests.servers.release"]
         return subprocess.run(
-            [sys.executable, "-m", "flask", "--app", "release", "async-hooks", *arguments],
-            cwd=HERE,
+            [*flask, "async-hooks", *arguments],
+            cwd=ROOT,
             env={**self.environ, "RELEASE": release, "LEDGER": str(self.folder / "ledger")},
             capture_output=True,
             text=True,
@@ -71,13 +75,15 @@ class Server:
 def _served(stage: Stage, release: str, environ: dict[str, str]) -> Iterator[Server]:
     port = free_port()
     bind = ("--bind", f"127.0.0.1:{port}")
-    command = gunicorn("-w", "2", "-k", "gthread", "--threads", "8", *bind, app="release:app")
+    command = gunicorn(
+        "-w", "2", "-k", "gthread", "--threads", "8", *bind, app="tests.servers.release:app"
+    )
     environ = {**stage.environ, "RELEASE": release, **environ}
 
     def is_up() -> bool:
         return answers(("127.0.0.1", port))
 
-    with running(stage.folder, command, is_up, cwd=HERE, **environ) as site:
+    with running(stage.folder, command, is_up, **environ) as site:
         yield Server(site, port)
 
 

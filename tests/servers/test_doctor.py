@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from certificates import self_signed
-from running import HERE, answers, free_port, gunicorn, running
+
+from tests.support.certificates import self_signed
+from tests.support.servers import ROOT, answers, free_port
+from tests.support.site import SHOP, gunicorn, running
 
 pytestmark = pytest.mark.slow
 
@@ -31,7 +33,7 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
             port = free_port()
             command = gunicorn(*(options or THREADS), "-b", f"127.0.0.1:{port}", app=app)
             is_up = lambda: answers(("127.0.0.1", port))  # noqa: E731
-            stack.enter_context(running(tmp_path, command, is_up, cwd=HERE, **environ))
+            stack.enter_context(running(tmp_path, command, is_up, **environ))
             return f"{scheme}://127.0.0.1:{port}"
 
         yield start
@@ -40,8 +42,8 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
 def ask(*arguments: str, **environ: str) -> tuple[int, str]:
     """Run the doctor; return its exit status and what it said."""
     run = subprocess.run(
-        [sys.executable, "-m", "flask", "--app", "shop:app", "async-hooks", "doctor", *arguments],
-        cwd=HERE,
+        [sys.executable, "-m", "flask", "--app", SHOP, "async-hooks", "doctor", *arguments],
+        cwd=ROOT,
         env={**os.environ, "LEDGER": os.devnull, **environ},
         capture_output=True,
         text=True,
@@ -59,7 +61,7 @@ def diagnosis(url: str, **environ: str) -> dict[str, Any]:
 
 
 def test_all_is_well(serve: Serve) -> None:
-    url = serve("shop:app")
+    url = serve(SHOP)
     found = diagnosis(url)
     assert (found["ok"], found["url"], found["cause"]) == (True, url, None)
     status, said = ask("--url", url)
@@ -68,33 +70,33 @@ def test_all_is_well(serve: Serve) -> None:
 
 
 def test_the_configured_address_is_asked_by_default(serve: Serve) -> None:
-    status, said = ask(SITE_ASYNC_HOOKS_URL=serve("shop:app"))
+    status, said = ask(SITE_ASYNC_HOOKS_URL=serve(SHOP))
     assert status == 0
     assert "(from 'ASYNC_HOOKS_URL')" in said
 
 
 def test_a_ping_runs_nothing(serve: Serve, tmp_path: Path) -> None:
-    diagnosis(serve("shop:app"))
+    diagnosis(serve(SHOP))
     assert not (tmp_path / "ledger").exists()
 
 
 @pytest.mark.parametrize(
     ("app", "cause", "remedy"),
     [
-        ("troubles:another_app", "another-app", "Another app listens there"),
-        ("troubles:to_https", "redirect-to-https", "redirects to 'https://shop.example/async-"),
-        ("troubles:to_login", "redirect", "redirects to '/login'. Does a login page"),
-        ("troubles:basic_auth", "basic-auth", "Set 'ASYNC_HOOKS_AUTH'"),
-        ("troubles:login_api", "another-app", "a login page or a proxy answers there"),
-        ("troubles:guarded", "before-request", "answered 302 FOUND before the fresh request"),
-        ("troubles:broken", "before-request", "answered 500 INTERNAL SERVER ERROR before"),
-        ("troubles:slow_clock()", "clock", "in the future; 60 are allowed. Is this machine's"),
+        ("another_app", "another-app", "Another app listens there"),
+        ("to_https", "redirect-to-https", "redirects to 'https://shop.example/async-"),
+        ("to_login", "redirect", "redirects to '/login'. Does a login page"),
+        ("basic_auth", "basic-auth", "Set 'ASYNC_HOOKS_AUTH'"),
+        ("login_api", "another-app", "a login page or a proxy answers there"),
+        ("guarded", "before-request", "answered 302 FOUND before the fresh request"),
+        ("broken", "before-request", "answered 500 INTERNAL SERVER ERROR before"),
+        ("slow_clock()", "clock", "in the future; 60 are allowed. Is this machine's"),
     ],
 )
 def test_a_trouble_is_named_with_its_remedy(
     serve: Serve, app: str, cause: str, remedy: str
 ) -> None:
-    found = diagnosis(serve(app))
+    found = diagnosis(serve(f"tests.servers.troubles:{app}"))
     assert found["cause"] == cause
     assert remedy in found["remedy"]
 
@@ -106,25 +108,25 @@ def test_nothing_listens() -> None:
 
 
 def test_another_secret(serve: Serve) -> None:
-    found = diagnosis(serve("shop:app", SITE_SECRET_KEY="quite another key for this test"))
+    found = diagnosis(serve(SHOP, SITE_SECRET_KEY="quite another key for this test"))
     assert found["cause"] == "wrong-secret"
     assert "another 'SECRET_KEY'" in found["remedy"]
 
 
 def test_one_synchronous_worker(serve: Serve) -> None:
-    found = diagnosis(serve("shop:app", "-k", "sync", "-w", "1"))
+    found = diagnosis(serve(SHOP, "-k", "sync", "-w", "1"))
     assert found["cause"] == "one-worker"
     assert "--threads 8" in found["remedy"]
 
 
 def test_two_synchronous_workers_are_well(serve: Serve) -> None:
-    assert diagnosis(serve("shop:app", "-k", "sync", "-w", "2"))["ok"]
+    assert diagnosis(serve(SHOP, "-k", "sync", "-w", "2"))["ok"]
 
 
 def test_an_untrusted_certificate(serve: Serve, tmp_path: Path) -> None:
     cert, key = self_signed(tmp_path, "127.0.0.1")
     options = (*THREADS, "--certfile", str(cert), "--keyfile", str(key))
-    url = serve("shop:app", *options, scheme="https")
+    url = serve(SHOP, *options, scheme="https")
     found = diagnosis(url)
     assert found["cause"] == "tls"
     assert "'ASYNC_HOOKS_VERIFY'" in found["remedy"]
@@ -133,7 +135,7 @@ def test_an_untrusted_certificate(serve: Serve, tmp_path: Path) -> None:
 
 def test_plain_http_to_a_tls_port(serve: Serve, tmp_path: Path) -> None:
     cert, key = self_signed(tmp_path, "127.0.0.1")
-    url = serve("shop:app", *THREADS, "--certfile", str(cert), "--keyfile", str(key))
+    url = serve(SHOP, *THREADS, "--certfile", str(cert), "--keyfile", str(key))
     assert diagnosis(url)["cause"] in ("connection-broken", "another-app")
 
 
@@ -151,9 +153,10 @@ def test_a_wrong_url_is_refused() -> None:
 
 
 def test_an_app_without_hooks_is_told_so() -> None:
+    app = "tests.servers.troubles:another_app"
     run = subprocess.run(
-        [sys.executable, "-m", "flask", "--app", "troubles:another_app", "async-hooks", "doctor"],
-        cwd=HERE,
+        [sys.executable, "-m", "flask", "--app", app, "async-hooks", "doctor"],
+        cwd=ROOT,
         env={**os.environ, "LEDGER": os.devnull},
         capture_output=True,
         text=True,

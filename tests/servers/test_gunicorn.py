@@ -10,7 +10,10 @@ from pathlib import Path
 
 import pytest
 import requests
-from running import HERE, Site, answers, free_port, gunicorn, running, wait_until
+
+from tests.support.servers import answers, free_port
+from tests.support.site import SHOP, Site, gunicorn, running
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -23,13 +26,13 @@ NO_FALLBACK = {"SITE_ASYNC_HOOKS_FALLBACK": "null"}
 def start(tmp_path: Path) -> Iterator[Start]:
     with ExitStack() as stack:
 
-        def start(*options: str, app: str = "shop:app", **environ: str) -> tuple[Site, str]:
+        def start(*options: str, app: str = SHOP, **environ: str) -> tuple[Site, str]:
             port = free_port()
             options = options or ("-w", "2", "-k", "gthread", "--threads", "8")
             command = gunicorn(*options, "-b", f"127.0.0.1:{port}", app=app)
             is_up = lambda: answers(("127.0.0.1", port))  # noqa: E731
             site = stack.enter_context(
-                running(tmp_path, command, is_up, cwd=HERE, **{**NO_FALLBACK, **environ})
+                running(tmp_path, command, is_up, **{**NO_FALLBACK, **environ})
             )
             return site, f"http://127.0.0.1:{port}"
 
@@ -114,7 +117,7 @@ def test_other_workers_deadlock_on_nothing(start: Start, options: tuple[str, ...
 def test_a_unix_socket_is_found_out(tmp_path: Path) -> None:
     path = str(tmp_path / "g.sock")
     command = gunicorn("-w", "2", "-b", f"unix:{path}")
-    with running(tmp_path, command, lambda: answers(path), cwd=HERE, **NO_FALLBACK) as site:
+    with running(tmp_path, command, lambda: answers(path), **NO_FALLBACK) as site:
         import socket
 
         with socket.socket(socket.AF_UNIX) as client:
@@ -126,7 +129,7 @@ def test_a_unix_socket_is_found_out(tmp_path: Path) -> None:
 
 
 def test_behind_a_proxy_urls_are_the_visitors(start: Start) -> None:
-    site, url = start(app="shop:proxied")
+    site, url = start(app="tests.support.shop:proxied")
     forwarded = {
         "X-Forwarded-For": "203.0.113.9",
         "X-Forwarded-Proto": "https",
@@ -141,7 +144,7 @@ def test_behind_a_proxy_urls_are_the_visitors(start: Start) -> None:
 
 
 def test_mounted_under_a_path_the_endpoint_is_found_there(start: Start) -> None:
-    site, url = start(app="shop:mounted")
+    site, url = start(app="tests.support.shop:mounted")
     requests.get(f"{url}/shop/visit/1", timeout=30)
     site.wait_for("done", 1)
     assert site.notes("url")[0]["url"] == f"{url}/shop/visit/1"
@@ -151,7 +154,9 @@ def test_mounted_under_a_path_the_endpoint_is_found_there(start: Start) -> None:
 
 @pytest.mark.parametrize("mount", ["proxied_mount", "mounted_proxy"])
 def test_a_mount_and_a_proxys_prefix_are_told_apart(start: Start, mount: str) -> None:
-    site, url = start("-w", "1", "-k", "gthread", "--threads", "4", app=f"mounts:{mount}")
+    site, url = start(
+        "-w", "1", "-k", "gthread", "--threads", "4", app=f"tests.servers.mounts:{mount}"
+    )
     headers = {"X-Forwarded-Prefix": "/de", "X-Forwarded-Host": "shop.example"}
     for number in range(3):
         requests.get(f"{url}/shop/visit/{number}", headers=headers, timeout=30)

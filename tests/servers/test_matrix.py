@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from matrix import SERVERS, Server, Shop, opened
-from running import BOUND, wait_until
-from visitors import Visits, ordering, send_orders
+
+from tests.servers.matrix import SERVERS, Server, Shop, opened
+from tests.support.visitors import Visits, ordering, send_orders
+from tests.support.waiting import BOUND, wait_until
 
 pytestmark = pytest.mark.slow
 

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 import requests
-from running import answers, free_port, running
+
+from tests.support.servers import answers, free_port
+from tests.support.site import SHOP, running
 
 pytestmark = pytest.mark.slow
 
@@ -15,7 +17,7 @@ pytestmark = pytest.mark.slow
 @pytest.mark.parametrize("option", ["--with-threads", "--without-threads", "--debug"])
 def test_flask_run_delivers(tmp_path: Path, option: str) -> None:
     port = free_port()
-    command = [sys.executable, "-m", "flask", "--app", "shop:app", "run", option]
+    command = [sys.executable, "-m", "flask", "--app", SHOP, "run", option]
     with running(
         tmp_path,
         [*command, "--port", str(port)],
@@ -33,7 +35,7 @@ def test_flask_run_delivers(tmp_path: Path, option: str) -> None:
 def test_a_command_delivers_before_it_ends(tmp_path: Path) -> None:
     code = (
         "import blinker\n"
-        "from shop import app\n"
+        "from tests.support.shop import app\n"
         "with app.app_context():\n"
         "    blinker.signal('visited').send(app, number=7)\n"
     )

@@ -14,16 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import workshop
-from databases import KINDS, fresh_database
 from flask import Flask
-from running import BOUND, HERE, Site, free_port, gunicorn, is_alive, wait_until
 
 from async_hooks.state import state_of
+from tests.servers import workshop
+from tests.support.databases import KINDS, fresh_database
+from tests.support.servers import ROOT, free_port, is_alive
+from tests.support.site import Site, gunicorn
+from tests.support.waiting import BOUND, wait_until
 
 pytestmark = pytest.mark.slow
 
-FLASK = [sys.executable, "-m", "flask", "--app", "workshop:create_app", "async-hooks"]
+FLASK = [sys.executable, "-m", "flask", "async-hooks"]
 
 
 class Shop:
@@ -33,7 +35,11 @@ class Shop:
         self.folder = folder
         self.hold = folder / "hold"
         self.url = url
-        self.environ = {"SITE_ASYNC_HOOKS_OUTBOX": url, "SITE_ASYNC_HOOKS_RELAY": "false"}
+        self.environ = {
+            "FLASK_APP": "tests.servers.workshop:create_app",
+            "SITE_ASYNC_HOOKS_OUTBOX": url,
+            "SITE_ASYNC_HOOKS_RELAY": "false",
+        }
         self.app: Flask = workshop.make_app(
             str(folder), ASYNC_HOOKS_OUTBOX=url, ASYNC_HOOKS_RELAY=False
         )
@@ -45,15 +51,15 @@ class Shop:
         with self.app.app_context():
             return workshop.Work.dispatch({"number": number, "do": do}, **options)
 
-    def worker(self, *options: str, cwd: Path = HERE, **environ: str) -> Site:
+    def worker(self, *options: str, cwd: Path = ROOT, **environ: str) -> Site:
         """Start a worker, in a process group of its own."""
         facts = {"FOLDER": str(self.folder), "PYTHONUNBUFFERED": "", **self.environ, **environ}
-        self.workers.append(Site(self.folder, [*FLASK, "worker", *options], cwd, facts))
+        self.workers.append(Site(self.folder, [*FLASK, "worker", *options], facts, cwd=cwd))
         return self.workers[-1]
 
     def work(self, *options: str, **environ: str) -> int:
         """Return what a worker exits with that ends by itself."""
-        return self.worker(*options, cwd=HERE, **environ).process.wait(BOUND)
+        return self.worker(*options, cwd=ROOT, **environ).process.wait(BOUND)
 
     def states(self) -> dict[Any, str]:
         return {one.data["number"]: str(one.state) for one in self.outbox.find(limit=None)}
@@ -123,11 +129,10 @@ def test_eight_workers_on_one_table_run_each_delivery_once(anywhere: Shop) -> No
 def test_beside_a_web_server_that_relays_each_runs_once(anywhere: Shop, tmp_path: Path) -> None:
     worker = anywhere.worker()
     port = free_port()
-    command = gunicorn(
-        "-w", "1", "-k", "gthread", "-b", f"127.0.0.1:{port}", app="workshop:create_app()"
-    )
+    app = "tests.servers.workshop:create_app()"
+    command = gunicorn("-w", "1", "-k", "gthread", "-b", f"127.0.0.1:{port}", app=app)
     environ = {**anywhere.environ, "FOLDER": str(tmp_path), "SITE_ASYNC_HOOKS_RELAY": "true"}
-    web = Site(tmp_path, command, HERE, environ)
+    web = Site(tmp_path, command, environ)
     anywhere.workers.append(web)
 
     def has_served() -> bool:
@@ -186,7 +191,7 @@ def test_without_an_outbox_it_ends_with_2_and_names_the_key(shop: Shop) -> None:
 
 def test_an_app_that_can_not_be_loaded_ends_it_with_2(shop: Shop, tmp_path: Path) -> None:
     (tmp_path / "workshop.py").write_text("raise RuntimeError('half a deploy')")
-    worker = shop.worker(cwd=tmp_path)
+    worker = shop.worker(cwd=tmp_path, FLASK_APP="workshop:create_app")
     assert worker.process.wait(BOUND) == 2
     assert "half a deploy" in worker.log
 
@@ -375,11 +380,12 @@ def test_the_parent_has_not_loaded_the_app(shop: Shop) -> None:
 def test_fresh_runs_each_delivery_by_the_code_of_its_moment(shop: Shop, tmp_path: Path) -> None:
     code = tmp_path / "code"
     code.mkdir()
-    source = (HERE / "workshop.py").read_text()
+    source = Path(workshop.__file__).read_text()
     (code / "workshop.py").write_text(source)
     shop.add(1)
     shop.add(2)
-    environ = {"PYTHONDONTWRITEBYTECODE": "1", "SITE_ASYNC_HOOKS_LEASE": "1"}
+    environ = {"FLASK_APP": "workshop:create_app", "PYTHONDONTWRITEBYTECODE": "1"}
+    environ["SITE_ASYNC_HOOKS_LEASE"] = "1"
     worker = shop.worker("--fresh", "--name", "fresh", cwd=code, **environ)
     worker.wait_for("number", 2)
     worker.wait_for("started", 3)
@@ -445,7 +451,7 @@ def test_status_shows_its_name_queues_and_what_it_runs(shop: Shop) -> None:
     environ = {**os.environ, **shop.environ, "FOLDER": str(shop.folder)}
     environ["LEDGER"] = str(shop.folder / "ledger")
     command = [*FLASK, "status", "--json"]
-    said = subprocess.run(command, cwd=HERE, env=environ, stdout=subprocess.PIPE, check=True)
+    said = subprocess.run(command, cwd=ROOT, env=environ, stdout=subprocess.PIPE, check=True)
     [relay] = json.loads(said.stdout)["relays"]
     assert relay["name"] == "post office"
     assert relay["queues"] == ["mails", "other"]

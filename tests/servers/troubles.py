@@ -6,9 +6,9 @@ import time
 from typing import Any
 
 from flask import Flask, redirect
-from shop import create_app
 
 from async_hooks.endpoint import endpoint
+from tests.support.shop import create_app
 
 another_app = Flask("another")
 

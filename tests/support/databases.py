@@ -7,8 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
-from services import require_database
 from sqlalchemy import create_engine
+
+from tests.support.services import require_database
 
 KINDS = ("sqlite", "postgresql", "mariadb")
 

@@ -18,7 +18,8 @@ from http.client import (
     RemoteDisconnected,
 )
 
-from running import BOUND, answers, wait_until
+from tests.support.servers import answers
+from tests.support.waiting import BOUND, wait_until
 
 #: Orders under way at once, so that a queue in memory stays shorter than a stop's grace.
 MOST_UNDER_WAY = 100
