@@ -37,7 +37,7 @@ def test_a_job_is_still_the_function() -> None:
 
 def test_a_job_is_known_by_its_function_s_name_or_its_own() -> None:
     _, hooks = make_app()
-    assert hooks.job(named).task.name == "test_jobs.named"
+    assert hooks.job(named).task.name == f"{__name__}.named"
     assert hooks.job(other, name="other").task.name == "other"
 
 
