@@ -138,6 +138,7 @@ def test_call_that_a_crash_interrupted_is_made_again(start: StartExample) -> Non
     visitor = Visitor(example)
     lead = visitor.submit_lead()
     visitor.wait_for(lead, "crm", "executing")
+    until(lambda: visitor.get(lead).attempts("crm") == 1, "the first attempt's begin")
     workers = set(example.worker_pids())
     for pid in workers:
         os.kill(pid, signal.SIGKILL)
