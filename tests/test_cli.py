@@ -20,7 +20,7 @@ from flask import Flask
 from sqlalchemy import update
 
 from async_hooks import AsyncHooks, AsyncTask
-from async_hooks.cli.inspect import cli
+from async_hooks.cli import cli
 from async_hooks.delivery import Addition, Terms
 from async_hooks.envelope import Envelope, new_id
 from async_hooks.host.runtime_dir import runtime_dir
@@ -176,7 +176,7 @@ def test_bad_input_is_a_usage_error_that_says_what_is_expected(
 def test_init_db_makes_the_tables_once(anywhere: Shop) -> None:
     first, second = anywhere.run("init-db"), anywhere.run("init-db")
     assert (first.exit_code, second.exit_code) == (0, 0)
-    assert first.output == f"The outbox's tables were made, version {schema.VERSION}.\n"
+    assert first.output == f"The outbox's tables were created, version {schema.VERSION}.\n"
     assert second.output == f"The outbox's tables are up to date, version {schema.VERSION}.\n"
 
 
@@ -200,7 +200,7 @@ def test_init_db_makes_the_tables_in_the_apps_own_database(tmp_path: Path) -> No
     )
     db = flask_sqlalchemy.SQLAlchemy(app)
     AsyncHooks(app, db=db)
-    assert "were made" in run(app, "init-db").output
+    assert "were created" in run(app, "init-db").output
     assert "up to date" in run(app, "init-db").output
     with app.app_context():
         db.engine.dispose()
@@ -254,7 +254,7 @@ def test_status_shows_a_workers_name_queues_and_what_it_runs(anywhere: Shop) -> 
     me.liveness.end()
 
 
-def test_status_shows_the_relays_and_their_trouble(shop: Shop) -> None:
+def test_status_shows_the_relays_and_their_problems(shop: Shop) -> None:
     shop.run("init-db")
     shop.ledger.heartbeat("No address\nis known.")
     [relay] = shop.json("status")["relays"]
@@ -262,7 +262,7 @@ def test_status_shows_the_relays_and_their_trouble(shop: Shop) -> None:
     datetime.fromisoformat(relay["started_at"])
     text = shop.run("status").output
     assert f"pid {os.getpid()}  alive  since " in text
-    assert "trouble: No address\\nis known." in text
+    assert "problem: No address\\nis known." in text
     shop.ledger.me.liveness.end()
 
 
@@ -341,7 +341,7 @@ def test_why_says_a_sentence_on_one_line(shop: Shop) -> None:
 def test_why_exits_with_1_where_there_is_no_such_delivery(shop: Shop) -> None:
     result = shop.run("why", "nothing")
     assert result.exit_code == 1
-    assert "There is no delivery 'nothing'" in result.output
+    assert "No delivery 'nothing'" in result.output
     assert shop.json("why", "nothing", code=1)["state"] is None
 
 
@@ -354,8 +354,8 @@ def test_retry_makes_the_named_ones_due(shop: Shop) -> None:
     result = shop.run("retry", failed, running, "nothing")
     assert result.exit_code == 1
     assert f"Delivery {failed} is retried." in result.stdout
-    assert f"Delivery {running} is not retried: it executes" in result.stderr
-    assert "There is no delivery 'nothing'" in result.stderr
+    assert f"Delivery {running} is not retried: it is executing" in result.stderr
+    assert "No delivery 'nothing'" in result.stderr
     assert shop.state(failed) == "available"
     assert shop.state(running) == "executing"
     assert shop.run("retry", failed).exit_code == 0
@@ -416,7 +416,7 @@ def test_cancel_ends_what_waits_and_what_executes(shop: Shop) -> None:
     assert shop.run("cancel", "--state", "executing", "--yes").output == "Cancelled 1 delivery.\n"
     result = shop.run("cancel", failed)
     assert result.exit_code == 1
-    assert f"Delivery {failed} is not cancelled: it had finished." in result.stderr
+    assert f"Delivery {failed} is not cancelled: it had already finished." in result.stderr
     states = [shop.state(one) for one in (waiting, running, failed)]
     assert states == ["cancelled", "cancelled", "discarded"]
 
@@ -465,11 +465,9 @@ def test_check_names_what_this_code_does_not_know(anywhere: Shop) -> None:
     anywhere.add(receiver="crm")
     result = anywhere.run("check")
     assert result.exit_code == 1
-    assert (
-        "Error: Task 'gone' is not known to this code, and 2 deliveries of it wait."
-        in result.stderr
-    )
-    assert "Receiver 'crm' of task 'mail' is not known to this code" in result.stderr
+    what = "is unknown to this code, and has"
+    assert f"Error: Task 'gone' {what} 2 unfinished deliveries." in result.stderr
+    assert f"Receiver 'crm' of task 'mail' {what} 1 unfinished delivery." in result.stderr
     assert "'aliases'" in result.stderr
     found = anywhere.json("check", code=1)
     assert found["ok"] is False
@@ -517,7 +515,7 @@ def test_check_without_an_outbox_is_about_the_configuration() -> None:
     register_mail(hooks)
     result = run(app, "check")
     assert result.exit_code == 0
-    assert result.output == "The configuration is right; there is no outbox to check.\n"
+    assert result.output == "The configuration is valid; there is no outbox to check.\n"
 
 
 def test_check_warns_of_tasks_that_reach_nobody(action: str) -> None:
@@ -541,7 +539,7 @@ def test_health_tells_a_monitor_in_one_line(shop: Shop) -> None:
     shop.set(late, run_at=shop.ledger.now() - 1000)
     result = shop.run("health")
     assert result.exit_code == 1
-    assert result.output.startswith("Trouble: A delivery has been due for 100")
+    assert result.output.startswith("Problem: A delivery has been due for 100")
     assert result.output.count("\n") == 1
     assert shop.json("health", code=1)["oldest_due_seconds"] >= 1000
     shop.ledger.heartbeat(None)
@@ -613,7 +611,7 @@ def command(tmp_path: Path) -> Command:
 @pytest.mark.slow
 def test_a_process_of_its_own_says_and_exits_the_same(command: Command) -> None:
     made = command("init-db")
-    assert (made.returncode, made.stdout) == (0, "The outbox's tables were made, version 1.\n")
+    assert (made.returncode, made.stdout) == (0, "The outbox's tables were created, version 1.\n")
     assert json.loads(command("status", "--json").stdout)["counts"]["available"] == 0
     assert command("why", "nothing").returncode == 1
 

@@ -534,7 +534,7 @@ def test_why_has_a_sentence_for_each_state(shops: list[Shop], action: str) -> No
         assert outbox.why(later).startswith("It waits for its time, ")
         assert outbox.why(cancelled).startswith("It was cancelled at ")
         assert outbox.why("nonsense") == (
-            "There is no delivery 'nonsense': never, or it was purged."
+            "No delivery 'nonsense' (it never existed, or has been purged)."
         )
 
 

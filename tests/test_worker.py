@@ -17,7 +17,7 @@ import pytest
 from flask import Flask, current_app, g, request
 
 from async_hooks import AsyncTask, current_envelope
-from async_hooks.cli.inspect import cli
+from async_hooks.cli import cli
 from async_hooks.errors import OutboxRequired, OutboxUnavailable
 from async_hooks.signals import worker_started, worker_stopped
 from async_hooks.state import state_of

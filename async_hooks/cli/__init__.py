@@ -1,3 +1,6 @@
 """``flask async-hooks …``: what it shows, what it changes, and the worker."""
 
-from .inspect import cli as cli
+from . import check, doctor, inspect, manage, work
+from .options import cli
+
+__all__ = ["check", "cli", "doctor", "inspect", "manage", "work"]

@@ -1,11 +1,13 @@
-"""Does the app reach itself, and if not, why? Asked over the real network."""
+"""``flask async-hooks doctor``: ask the app over the real network, and explain its answer."""
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from typing import Any
 
-from flask import Flask
+import click
+from flask import Flask, current_app
 
 from .. import config as configuration
 from ..errors import AddressUnknown, TransportError
@@ -13,8 +15,10 @@ from ..state import state_of
 from ..transports.address import Address
 from ..transports.loopback import Loopback
 from ..verdict import Outcome, Verdict
+from .options import as_json, cli
+from .render import show
 
-#: What is wrong when the endpoint itself says so, by its verdict on the ping.
+#: The problem, by the endpoint's own verdict on the ping.
 _CAUSES = {
     Outcome.COMPLETED: "one-worker",
     Outcome.INTERCEPTED: "before-request",
@@ -27,52 +31,64 @@ _CAUSES = {
 _PATIENCE = 5.0
 
 
-@dataclass(frozen=True, slots=True)
-class Diagnosis:
-    """``url`` is where the app is thought to be, ``why`` who says so.
+@cli.command()
+@click.option("--url", help="Base URL to ask instead of ASYNC_HOOKS_URL.")
+@as_json
+def doctor(url: str | None, as_json: bool) -> int:
+    """Check over the network that the app reaches itself.
 
-    ``cause`` names the trouble and ``remedy`` says in words what to do; both are None, and
-    ``milliseconds`` is how long a signed ping took, when all is well.
+    Exits with 0 if it does, and with 1 if not; then the output names the problem and the remedy.
     """
-
-    url: str | None
-    why: str
-    milliseconds: float | None = None
-    cause: str | None = None
-    remedy: str | None = None
-
-    @property
-    def ok(self) -> bool:
-        return self.cause is None
+    found = diagnose(current_app._get_current_object(), url)  # type: ignore[attr-defined]
+    show(found, _words, as_json)
+    return 0 if found["ok"] else 1
 
 
-def diagnose(app: Flask, url: str | None = None) -> Diagnosis:
+def _words(found: dict[str, Any]) -> Iterator[str]:
+    yield f"Address: {found['url'] or 'unknown'} ({found['why']})"
+    if found["ok"]:
+        yield f"The app answered a signed ping in {found['milliseconds']} ms."
+    else:
+        yield f"Problem: {found['cause']}"
+        yield str(found["remedy"])
+
+
+def diagnose(app: Flask, url: str | None = None) -> dict[str, Any]:
     """Send a signed ping to ``url``, by default the configured address, and explain the answer.
 
-    :raises ConfigError: if ``url`` is none.
+    ``why`` says where the address is from, ``cause`` names the problem, ``remedy`` what to do.
+
+    :raises ConfigError: if ``url`` is not a base URL.
     """
+    found: dict[str, Any] = dict.fromkeys(("ok", "url", "why", "milliseconds", "cause", "remedy"))
+    found.update(ok=False, why="unknown")
     config = state_of(app).config
-    if url is not None:
-        url, why = configuration.read({"ASYNC_HOOKS_URL": url}).url, "from --url"
-    elif config.url is not None:
-        url, why = config.url, "from 'ASYNC_HOOKS_URL'"
+    try:
+        found["url"], found["why"] = url, _ = _address(config, url)
+        started = time.perf_counter()
+        verdict = _ping(Loopback(app, config, Address(url)), url)
+    except TransportError as error:
+        return {**found, "cause": error.cause, "remedy": str(error)}
+    found["milliseconds"] = round((time.perf_counter() - started) * 1000, 1)
+    if verdict.outcome is Outcome.COMPLETED and verdict.error is None:
+        return {**found, "ok": True}
+    found["cause"] = _CAUSES.get(verdict.outcome, verdict.outcome)
+    return {**found, "remedy": verdict.error}
+
+
+def _address(config: configuration.Config, url: str | None) -> tuple[str, str]:
+    """Return the URL to ask, and where it is from."""
+    why = "from 'ASYNC_HOOKS_URL'"
+    if url is None:
+        url = config.url
     else:
-        unknown = AddressUnknown(
+        url, why = configuration.read({"ASYNC_HOOKS_URL": url}).url, "from --url"
+    if url is None:
+        raise AddressUnknown(
             "'ASYNC_HOOKS_URL' is not set, and this command has served no request that would show "
             "where the app listens. Name it with --url; a server finds it out by itself."
         )
-        return Diagnosis(None, "unknown", cause=unknown.cause, remedy=str(unknown))
-    assert url is not None  # noqa: S101 - a URL that was read from a URL
-    started = time.perf_counter()
-    try:
-        verdict = _ping(Loopback(app, config, Address(url)), url)
-    except TransportError as error:
-        return Diagnosis(url, why, cause=error.cause, remedy=str(error))
-    took = round((time.perf_counter() - started) * 1000, 1)
-    if verdict.outcome is Outcome.COMPLETED and verdict.error is None:
-        return Diagnosis(url, why, milliseconds=took)
-    cause = _CAUSES.get(verdict.outcome, verdict.outcome)
-    return Diagnosis(url, why, milliseconds=took, cause=cause, remedy=verdict.error)
+    return url, why
 
 
 def _ping(loopback: Loopback, url: str) -> Verdict:

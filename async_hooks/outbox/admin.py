@@ -226,7 +226,7 @@ class Outbox:
         """Say in one sentence why the delivery is where it is."""
         delivery = self.get(delivery_id)
         if delivery is None:
-            return f"There is no delivery {delivery_id!r}: never, or it was purged."
+            return f"No delivery {delivery_id!r} (it never existed, or has been purged)."
         return self._why(delivery)
 
     def backlog(self) -> list[Waiting]:

@@ -1,0 +1,79 @@
+"""``flask async-hooks check``: compare this code with its configuration and its outbox."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from ..errors import OutboxUnavailable
+from ..receivers import receivers_of
+from ..state import State, current_state
+from ..task import AsyncTask
+from .options import as_json, cli
+from .render import Stderr, counted, show
+
+
+@cli.command()
+@as_json
+def check(as_json: bool) -> int:
+    """Check configuration, tables and backlog before a deploy.
+
+    It changes nothing. Run it with the new code and the database which that code will use: a
+    delivery whose task or receiver is unknown to this code waits until other code knows it.
+
+    Exits with 0 if the code can be deployed, and with 1 if not or if the database can't be used;
+    then each problem is named, with its remedy.
+    """
+    state = current_state()
+    problems: list[str] = []
+    backlog: list[Any] = []
+    try:
+        if state.outbox is not None and state.outbox.check_tables():
+            backlog = state.outbox.backlog()
+    except OutboxUnavailable as error:
+        problems.append(str(error))
+    unknown = [waiting for waiting in backlog if not waiting.is_known]
+    problems += [_explain_unknown(state, waiting) for waiting in unknown]
+    found = {
+        "ok": not problems,
+        "problems": problems,
+        "warnings": _without_receivers(state),
+        "unfinished": None if state.outbox is None else sum(waiting.count for waiting in backlog),
+        "unknown": [{"task": w.task, "receiver": w.receiver, "count": w.count} for w in unknown],
+    }
+    show(found, _check_in_words, as_json)
+    return 1 if problems else 0
+
+
+def _without_receivers(state: State) -> list[str]:
+    """Return warnings of what is not an error in an app that is still being written."""
+    tasks = {task.name: task for _, task in state.registry.tasks.all(state.generation)}
+    if not tasks:
+        return ["No task is registered. Does your app factory import the tasks' module?"]
+    return [
+        f"Task {name!r} reaches no receiver. Does your app factory import the receivers' module?"
+        for name, task in tasks.items()
+        if task.run_action is AsyncTask.run_action and not receivers_of(state, task, anonymous=True)
+    ]
+
+
+def _explain_unknown(state: State, waiting: Any) -> str:
+    what = f"Task {waiting.task!r}"
+    if state.registry.tasks.find(waiting.task, state.generation) is not None:
+        what = f"Receiver {waiting.receiver!r} of task {waiting.task!r}"
+    return (
+        f"{what} is unknown to this code, and has {counted(waiting.count, 'unfinished ')}. If it "
+        "was renamed, add its old name to 'aliases'; if it was removed, let them finish first, or "
+        "cancel them."
+    )
+
+
+def _check_in_words(found: dict[str, Any]) -> Iterator[str]:
+    yield from (Stderr(f"Warning: {text}") for text in found["warnings"])
+    yield from (Stderr(f"Error: {text}") for text in found["problems"])
+    if not found["ok"]:
+        return
+    if found["unfinished"] is None:
+        yield "The configuration is valid; there is no outbox to check."
+    else:
+        yield f"{counted(found['unfinished'], 'unfinished ')}, all known."
