@@ -145,6 +145,12 @@ def test_the_help_of_each_command_names_its_exit_codes(shop: Shop, command: str)
     assert "Exits with 0" in shop.run(command, "--help").output
 
 
+def test_the_groups_listing_cuts_no_help(shop: Shop) -> None:
+    listing = shop.run("--help").output.partition("Commands:\n")[2].splitlines()
+    assert [line.split()[0] for line in listing] == sorted(cli.commands)
+    assert all(line.endswith(".") and not line.endswith("...") for line in listing)
+
+
 @pytest.mark.parametrize(
     ("command", "complaint"),
     [
@@ -263,6 +269,20 @@ def test_status_shows_the_relays_and_their_problems(shop: Shop) -> None:
     text = shop.run("status").output
     assert f"pid {os.getpid()}  alive  since " in text
     assert "problem: No address\\nis known." in text
+    shop.ledger.me.liveness.end()
+
+
+def test_status_in_a_narrow_terminal_takes_two_lines_and_loses_no_word(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop.run("init-db")
+    shop.ledger.heartbeat("No address is known. " + "long " * 50 + "end", name="night shift")
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = shop.run("status").output.splitlines()
+    first = next(number for number, line in enumerate(lines) if f"pid {os.getpid()}" in line)
+    assert len(lines[first]) <= 80
+    assert lines[first + 1].startswith("    worker night shift: all queues  problem: No address")
+    assert lines[first + 1].endswith("long end")
     shop.ledger.me.liveness.end()
 
 

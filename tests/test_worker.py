@@ -281,7 +281,7 @@ def test_a_crash_is_the_failure_of_once(caplog: pytest.LogCaptureFixture) -> Non
     children = Children("kill -9 $$")
     assert supervise(children, ONCE) == FAILED
     assert children.started == 1
-    assert caplog.messages == ["The process of worker 'w1' ended by signal 9."]
+    assert caplog.messages == ["Worker 'w1': its process ended by signal 9."]
 
 
 def test_an_app_that_can_not_be_loaded_ends_the_worker_only_at_its_start() -> None:

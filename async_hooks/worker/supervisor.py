@@ -1,12 +1,11 @@
-"""The worker: a process that carries what waits in the outbox, without a web server.
+"""Supervise a worker: a parent that only watches, and a child that runs deliveries.
 
-Two processes. The parent only watches, and has not even loaded the app: whatever a receiver does
-to the child that runs it (a segmentation fault, no more memory), the parent goes on, and so do the
-other deliveries, in a new child. The child relays in process, each delivery as a fresh request
-through the app's WSGI entry.
+The parent has not even loaded the app: whatever a receiver does to its process (a segmentation
+fault, no memory left), the parent survives, and starts a new child for the other deliveries. The
+child relays in process, each delivery as a fresh request through the app's WSGI entry.
 
-Who dies: a child, and the lease of what it ran ends with its lifeline, so the next child counts a
-crash and goes on. The parent, and the child finds its pipe closed and ends in order.
+If a child dies, its process lock is released and its claims end, so the next child counts a crash
+and goes on. If the parent dies, the child finds its pipe closed and ends in order.
 """
 
 from __future__ import annotations
@@ -30,19 +29,20 @@ from ..log import one_line
 from .worker import Exit, Options, Work
 
 #: Exit codes: all went well; an attempt failed (with ``once``), or the database can't be used (with
-#: ``drain`` too); there is no app or no outbox; stopped at once by a second signal.
+#: ``drain`` too); there is no app or no outbox; ended at once by a second signal.
 OK, FAILED, MISCONFIGURED, AT_ONCE = 0, 1, 2, 130
 
-#: Seconds between two children that died young, doubled from one to the next. After a crash the
-#: others need not wait for long: crashes are counted, and end. What can't be loaded may take long.
-_PAUSE, _LONGEST_PAUSE, _LONGEST_UNFIT = 0.1, 2.0, 10.0
+#: Seconds before the next child if one died early, doubled from one to the next. After a crash the
+#: other deliveries wait only shortly, because crashes are limited; an app that can't be loaded may
+#: stay so.
+_PAUSE, _LONGEST_PAUSE, _LONGEST_PAUSE_MISCONFIGURED = 0.1, 2.0, 10.0
 
-#: Seconds after which a child did not die young.
-_YOUTH = 10.0
+#: A child that died within these seconds died early.
+_EARLY = 10.0
 
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
-#: What a child that was started anew, and not forked, finds its parent's pipe by.
+#: The environment variable by which a child that was not forked finds its parent's pipe.
 CHILD = "ASYNC_HOOKS_WORKER_PIPE"
 
 logger = logging.getLogger("async_hooks")
@@ -55,14 +55,14 @@ _EXIT_CODES: dict[int, int] = {
 
 
 class Child(NamedTuple):
-    """A child's pid, and the end of a pipe that is open as long as its parent lives."""
+    """A child's pid, and the end of a pipe that stays open while its parent lives."""
 
     pid: int
     pipe: int
 
 
 def supervise(start: Callable[[], Child], options: Options) -> int:
-    """Keep a child at work, which ``start`` starts; return the worker's exit code."""
+    """Keep one child running, made by ``start``; return the worker's exit code."""
     pause, is_first = 0.0, True
     with SignalForwarder() as forwarder:
         while not forwarder.count:
@@ -70,20 +70,21 @@ def supervise(start: Callable[[], Child], options: Options) -> int:
             code = _code_of_child(start, forwarder)
             if forwarder.count:
                 return AT_ONCE if forwarder.count > 1 else _EXIT_CODES.get(code, OK)
-            is_unfit = code == Exit.MISCONFIGURED and is_first
-            if code in _EXIT_CODES and (options.ends_by_itself or is_unfit):
+            never_worked = code == Exit.MISCONFIGURED and is_first
+            if code in _EXIT_CODES and (options.ends_by_itself or never_worked):
                 return _EXIT_CODES[code]
             is_first = False
             if code in (Exit.RESTART, Exit.DONE):
                 pause = 0.0
                 continue
             what = f"by signal {-code}" if code < 0 else f"with code {code}"
-            logger.error("The process of worker %r ended %s.", options.name, what)
+            logger.error("Worker %r: its process ended %s.", options.name, what)
             if options.once:
                 return FAILED
-            is_young = time.monotonic() - began < _YOUTH
-            longest = _LONGEST_UNFIT if code == Exit.MISCONFIGURED else _LONGEST_PAUSE
-            pause = min(max(2 * pause, _PAUSE), longest) if is_young else 0.0
+            is_early = time.monotonic() - began < _EARLY
+            is_misconfigured = code == Exit.MISCONFIGURED
+            longest = _LONGEST_PAUSE_MISCONFIGURED if is_misconfigured else _LONGEST_PAUSE
+            pause = min(max(2 * pause, _PAUSE), longest) if is_early else 0.0
             again = time.monotonic() + pause
             while not forwarder.count and time.monotonic() < again:
                 time.sleep(0.05)
@@ -92,15 +93,15 @@ def supervise(start: Callable[[], Child], options: Options) -> int:
 
 def _code_of_child(start: Callable[[], Child], forwarder: SignalForwarder) -> int:
     """Return how a child ended: its exit code, or minus the signal that killed it."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)  # Until it can be told.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)  # Until it can be forwarded.
     try:
         if forwarder.count:
             return Exit.DONE
         forwarder.child = child = start()
-        if forwarder.count:  # Another thread took the signal, while this one let none in.
+        if forwarder.count:  # Another thread got the signal, while this one blocked it.
             forwarder.forward(child)
     except OSError:
-        logger.exception("No process could be started.")
+        logger.exception("Worker: no process can be started.")
         return FAILED
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -111,7 +112,7 @@ def _code_of_child(start: Callable[[], Child], forwarder: SignalForwarder) -> in
 
 
 class SignalForwarder:
-    """Passes the signals that end the parent on to its child; the second one ends it at once."""
+    """Forwards the signals that end the parent to its child; the second one kills the child."""
 
     def __init__(self) -> None:
         self.child: Child | None = None
@@ -120,10 +121,10 @@ class SignalForwarder:
 
     def __enter__(self) -> SignalForwarder:
         for number in _ENDING:
-            # What nohup, or a shell's '&', has the process ignore stays ignored.
+            # A signal that is ignored stays ignored, as under nohup or a shell's '&'.
             if number == signal.SIGTERM or signal.getsignal(number) != signal.SIG_IGN:
                 self._before[number] = signal.signal(number, self._handle)
-        # Whoever starts us may ignore it; then there would be nothing to wait for.
+        # If it were ignored, as whoever starts us may have it, no child could be waited for.
         self._before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         return self
 
@@ -142,7 +143,7 @@ class SignalForwarder:
 
 
 def forked(make_work: Callable[[], Work]) -> Child:
-    """Start a child that shares what this process has loaded."""
+    """Start a child by a fork: it shares what this process has loaded."""
     _flush()
     reading, writing = os.pipe()
     try:
@@ -159,18 +160,18 @@ def forked(make_work: Callable[[], Work]) -> Child:
         os.close(writing)
         code = work_as_child(make_work, reading)
     except BaseException:
-        logger.exception("The worker's process failed.")
+        logger.exception("Worker: its process failed.")
     finally:
         _leave(code)
 
 
 def started_anew(command: Sequence[str]) -> Child:
-    """Start a child that reads the code anew."""
+    """Start a child by ``command``: it loads the code as it is now."""
     reading, writing = os.pipe()
     os.set_inheritable(reading, True)
     try:
         environ = {**os.environ, CHILD: str(reading)}
-        # Blocked as long as Python starts, which would make a traceback of it.
+        # Blocked while Python starts, because it would answer them with a traceback.
         mask = (signal.SIGINT, signal.SIGHUP)
         pid = os.posix_spawn(command[0], list(command), environ, setsigmask=mask)
     except OSError:
@@ -182,22 +183,22 @@ def started_anew(command: Sequence[str]) -> Child:
 
 
 def work_as_child(make_work: Callable[[], Work], pipe: int) -> int:
-    """Work in this process, a child, until told to end or until the parent is gone."""
+    """Run deliveries in this process, a child, until it is told to end or its parent dies."""
     os.set_inheritable(pipe, False)
-    # A terminal sends these to both, and to what a receiver started; the parent tells us.
+    # Ignored, because a terminal sends them to both processes: the parent forwards them.
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # There is nothing to finish yet.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Nothing runs yet.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # What is printed is seen, also in a file.
+        if isinstance(stream, io.TextIOWrapper):  # Output is seen at once, also in a file.
             stream.reconfigure(line_buffering=True)
-    work = _made(make_work)
+    work = _load(make_work)
     if work is None:
         return Exit.MISCONFIGURED
 
     def end_soon(*_: object) -> None:
-        # A handler interrupts the thread that waits for the end, which must not wait for itself.
+        # In a thread, because a handler interrupts the thread that waits for the end.
         threading.Thread(target=work.end, daemon=True).start()
 
     def end_with_parent() -> None:
@@ -211,13 +212,13 @@ def work_as_child(make_work: Callable[[], Work], pipe: int) -> int:
     except OutboxUnavailable as error:
         click.ClickException(one_line(error)).show()
         return Exit.FAILED
-    if work.is_overdue:  # An orderly end of the interpreter would wait for it once more.
+    if work.is_overdue:  # The interpreter's own exit would wait for it once more.
         _leave(code)
     return code
 
 
-def _made(make_work: Callable[[], Work]) -> Work | None:
-    """Return the work, or say why there is none to be done."""
+def _load(make_work: Callable[[], Work]) -> Work | None:
+    """Load the app; return its work, or None after printing why there is none."""
     try:
         return make_work()
     except click.ClickException as error:
@@ -225,12 +226,12 @@ def _made(make_work: Callable[[], Work]) -> Work | None:
     except AsyncHooksError as error:
         click.ClickException(one_line(error)).show()
     except BaseException:
-        logger.exception("The app can't be loaded.")
+        logger.exception("Worker: the app can't be loaded.")
     return None
 
 
 def _leave(code: int) -> NoReturn:
-    """End this process, whatever still runs in it."""
+    """End this process at once, whatever still runs in it."""
     try:
         _flush()
     finally:

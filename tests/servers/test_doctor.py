@@ -1,4 +1,4 @@
-"""`flask async-hooks doctor` beside a real server for each trouble."""
+"""`flask async-hooks doctor` beside a real server for each problem."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_a_ping_runs_nothing(serve: Serve, tmp_path: Path) -> None:
         ("slow_clock()", "clock", "in the future; 60 are allowed. Is this machine's"),
     ],
 )
-def test_a_trouble_is_named_with_its_remedy(
+def test_a_problem_is_named_with_its_remedy(
     serve: Serve, app: str, cause: str, remedy: str
 ) -> None:
     found = diagnosis(serve(f"tests.servers.troubles:{app}"))
@@ -142,7 +142,7 @@ def test_plain_http_to_a_tls_port(serve: Serve, tmp_path: Path) -> None:
 def test_an_unknown_address() -> None:
     status, said = ask()
     assert status == 1
-    assert "Address: unknown" in said
+    assert "Address: unknown (unknown)\nProblem: address-unknown\n" in said
     assert "Name it with --url" in said
 
 
