@@ -63,8 +63,8 @@ def _explain_unknown(state: State, waiting: Any) -> str:
         what = f"Receiver {waiting.receiver!r} of task {waiting.task!r}"
     return (
         f"{what} is unknown to this code, and has {counted(waiting.count, 'unfinished ')}. If it "
-        "was renamed, add its old name to 'aliases'; if it was removed, let them finish first, or "
-        "cancel them."
+        "was renamed, add its old name to 'aliases'; if it was removed, let its deliveries finish "
+        "first, or cancel them."
     )
 
 

@@ -45,7 +45,7 @@ def doctor(url: str | None, as_json: bool) -> int:
 
 
 def _words(found: dict[str, Any]) -> Iterator[str]:
-    yield f"Address: {found['url'] or 'unknown'} ({found['why']})"
+    yield f"Address: {found['url']} ({found['why']})" if found["url"] else "Address: unknown"
     if found["ok"]:
         yield f"The app answered a signed ping in {found['milliseconds']} ms."
     else:

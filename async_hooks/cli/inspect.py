@@ -34,11 +34,11 @@ def health(patience: float, as_json: bool) -> int:
     outbox = needed_outbox()
     if patience == 0:
         raise click.BadParameter("expected more than 0 seconds", param_hint="'--patience'")
-    found: dict[str, Any] = {"ok": False, "oldest_due_seconds": None, "relays_alive": None}
+    found: dict[str, Any] = dict.fromkeys(("ok", "problem", "oldest_due_seconds", "relays_alive"))
     try:
         health = outbox.health(patience=patience)
     except OutboxUnavailable as error:
-        found["problem"] = str(error)
+        found.update(ok=False, problem=str(error))
     else:
         found["ok"], found["problem"] = health.ok, health.problem
         found["oldest_due_seconds"] = _seconds(health.oldest_due)

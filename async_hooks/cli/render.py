@@ -72,9 +72,9 @@ def _lines(table: Table) -> Iterator[str]:
     if table.is_cut:
         widths[-1:] = [min(width, _LEAST) for width in widths[-1:]]
     terminal = shutil.get_terminal_size((0, 0)).columns  # 0: no terminal, and no limit.
-    is_narrow = 0 < terminal < sum(widths) + 2 * (len(widths) - 1)
+    is_narrow = 0 < terminal < sum(width + 2 for width in widths if width) - 2
     for row in rows:
-        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True) if width]
         lines = ["  ".join(cells).rstrip()]
         if is_narrow:
             tail = "  ".join(filter(None, row[table.head :]))

@@ -142,7 +142,7 @@ def test_plain_http_to_a_tls_port(serve: Serve, tmp_path: Path) -> None:
 def test_an_unknown_address() -> None:
     status, said = ask()
     assert status == 1
-    assert "Address: unknown (unknown)\nProblem: address-unknown\n" in said
+    assert "Address: unknown\nProblem: address-unknown\n" in said
     assert "Name it with --url" in said
 
 
