@@ -4,8 +4,8 @@
 connections, each asking on as soon as it was answered: first idle, then while tasks that sleep
 5 ms are delivered by the same process or by workers. tasks/s: the rate at which they end meanwhile.
 
-Of async_hooks all is as by default, but for what waits in memory: that may be more than 1,000
-launches, and none is run in the request that made it.
+All settings of async_hooks are the defaults, but one: more than 1,000 launches may wait in memory,
+and none is run in the request that made it.
 """
 
 from __future__ import annotations
@@ -17,16 +17,21 @@ from collections.abc import Iterator, Sequence
 from statistics import median
 
 from .client import Sample, closed_loop
-from .launching import launch, warm_up
-from .options import in_rounds, introduce, parser_of, runnable
-from .ours import MEMORY, SQLITE, SQLITE_WORKERS
-from .peers import EXECUTOR, HUEY
-from .series import Figures, percentile
-from .server import Site, fresh_home, serving
-from .system import System
-from .table import spread, table
+from .command import (
+    Figures,
+    in_rounds,
+    introduce,
+    parser_of,
+    percentile,
+    runnable,
+    spread,
+    table,
+    verdict,
+)
+from .server import Server, deployed, serving
+from .systems import EXECUTOR, HUEY, MEMORY, SQLITE, SQLITE_WORKERS, System
 
-#: S1: how often as long a visitor may wait while web processes deliver.
+#: S1: how many times as long a visitor may wait while web processes deliver.
 _BOUND = 1.3
 
 _TASK_SECONDS = 0.005
@@ -55,15 +60,15 @@ def main() -> int:
 
 def _measure(system: System, tasks: int, requests: int) -> Figures:
     with (
-        fresh_home(system, task_seconds=_TASK_SECONDS) as home,
-        serving(system, home, workers=1) as site,
+        deployed(system, task_seconds=_TASK_SECONDS) as deployment,
+        serving(system, deployment, web_processes=1) as server,
     ):
-        warm_up(site)
-        idle = closed_loop(site.port, ["/noop"] * requests, connections=_CONNECTIONS)
-        launch(site, tasks)
-        since, left = time.monotonic_ns(), site.launched - site.ends.count
-        busy = closed_loop(site.port, _noops(site), connections=_CONNECTIONS)
-        last = max(note.started_at for note in site.ends.read())
+        server.warm_up()
+        idle = closed_loop(server.port, ["/noop"] * requests, connections=_CONNECTIONS)
+        server.launch(tasks)
+        since, left = time.monotonic_ns(), server.launched - server.ends.count
+        busy = closed_loop(server.port, _noops(server), connections=_CONNECTIONS)
+        last = max(event.at for event in server.ends.read())
         return {
             **_figures("idle", idle),
             **_figures("busy", busy),
@@ -71,12 +76,12 @@ def _measure(system: System, tasks: int, requests: int) -> Figures:
         }
 
 
-def _noops(site: Site) -> Iterator[str]:
-    """Ask for one after the other as long as anything is left."""
-    ends, deadline = site.ends, time.monotonic() + _PATIENCE
-    while ends.count < site.launched:
+def _noops(server: Server) -> Iterator[str]:
+    """Ask for one after the other as long as any task is left."""
+    deadline = time.monotonic() + _PATIENCE
+    while server.ends.count < server.launched:
         if time.monotonic() > deadline:
-            raise TimeoutError(f"{site.system.label} does not come to an end.")
+            raise TimeoutError(f"{server.system.label} does not come to an end.")
         yield "/noop"
 
 
@@ -86,18 +91,17 @@ def _figures(name: str, samples: Sequence[Sample]) -> Figures:
 
 
 def _row(system: System, repetitions: Sequence[Figures]) -> list[str]:
-    middles = [median(each[column] for each in repetitions) for column in _COLUMNS]
+    medians = [median(each[column] for each in repetitions) for column in _COLUMNS]
     p50s, p99s = (
         [each[f"busy_p{percent}"] / each[f"idle_p{percent}"] for each in repetitions]
         for percent in (50, 99)
     )
-    verdict = "met" if median(p50s) <= _BOUND else "missed"
     is_judged = system in (MEMORY, SQLITE)
     return [
         system.label,
-        *(f"{middle:,.0f}" for middle in middles),
+        *(f"{value:,.0f}" for value in medians),
         *(spread(p50s), spread(p99s)),
-        verdict if is_judged else "",
+        verdict(is_met=median(p50s) <= _BOUND) if is_judged else "",
     ]
 
 

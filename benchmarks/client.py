@@ -1,4 +1,4 @@
-"""The load client: HTTP/1.1 on kept raw sockets, in one thread, the same for all systems."""
+"""The load client: HTTP/1.1 on raw sockets, in one thread, the same for all systems."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ _PATIENCE = 30.0
 class Sample(NamedTuple):
     """One request: what the client waited, and from when to when the view handed over (ns)."""
 
-    path: str
     latency: int
     started_at: int
     ended_at: int
@@ -29,14 +28,13 @@ class Sample(NamedTuple):
 
 
 class Connection:
-    """One kept connection with at most one request on it."""
+    """One connection with at most one request on it."""
 
     def __init__(self, port: int) -> None:
         self._port = port
-        self.socket = _connected(port)
         self._received = b""
-        self._path = ""
-        self._asked_at = 0
+        self._sent_at = 0
+        self.connect()
 
     def __enter__(self) -> Self:
         return self
@@ -44,28 +42,28 @@ class Connection:
     def __exit__(self, *exception: object) -> None:
         self.socket.close()
 
+    def connect(self) -> None:
+        self.socket = socket.create_connection(("127.0.0.1", self._port), _PATIENCE)
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
     def get(self, path: str) -> Sample:
         """Ask for ``path`` and wait for the answer."""
-        self.ask(path)
-        while (sample := self.read()) is None:
+        self.send(path)
+        while (sample := self.receive()) is None:
             pass
         return sample
 
-    def renew(self) -> None:
-        self.socket.close()
-        self.socket = _connected(self._port)
-
-    def ask(self, path: str) -> None:
-        self._path, self._received = path, b""
+    def send(self, path: str) -> None:
+        self._received = b""
         request = f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{self._port}\r\n\r\n".encode()
-        self._asked_at = time.monotonic_ns()
+        self._sent_at = time.monotonic_ns()
         self.socket.sendall(request)
 
-    def read(self) -> Sample | None:
+    def receive(self) -> Sample | None:
         """Receive what has come; return the sample when the answer is complete."""
         chunk = self.socket.recv(65536)
         if not chunk:
-            raise ConnectionError(f"The server closed the connection on {self._path!r}.")
+            raise ConnectionError("The server closed the connection.")
         self._received += chunk
         head, end, body = self._received.partition(b"\r\n\r\n")
         if not end:
@@ -73,9 +71,9 @@ class Connection:
         headers = _headers(head)
         if len(body) < int(headers["content-length"]):
             return None
-        latency = time.monotonic_ns() - self._asked_at
+        latency = time.monotonic_ns() - self._sent_at
         started, ended = headers[HAND_OVER_HEADER.lower()].split()
-        return Sample(self._path, latency, int(started), int(ended))
+        return Sample(latency, int(started), int(ended))
 
 
 def paced(port: int, paths: Iterable[str], *, pause: float) -> Iterator[Sample]:
@@ -87,18 +85,18 @@ def paced(port: int, paths: Iterable[str], *, pause: float) -> Iterator[Sample]:
 
 
 def closed_loop(
-    port: int, paths: Iterable[str], *, connections: int, kept: bool = True
+    port: int, paths: Iterable[str], *, connections: int, keep_alive: bool = True
 ) -> list[Sample]:
     """Ask for all paths on so many connections, each asking on as soon as it was answered.
 
-    Connections that are not ``kept`` are made anew for each request, as by as many visitors: a
-    kept one stays with the process that accepted it, and one process may have accepted them all.
+    Without ``keep_alive``, each request has a connection of its own, as those of as many visitors:
+    otherwise one stays with the process that accepted it, and one process may have accepted all.
     """
     waiting, samples = iter(paths), []
     with ExitStack() as opened, selectors.DefaultSelector() as selector:
-        crew = [opened.enter_context(Connection(port)) for _ in range(connections)]
-        for connection, path in zip(crew, waiting, strict=False):
-            connection.ask(path)
+        pool = [opened.enter_context(Connection(port)) for _ in range(connections)]
+        for connection, path in zip(pool, waiting, strict=False):
+            connection.send(path)
             selector.register(connection.socket, selectors.EVENT_READ, connection)
         while selector.get_map():
             ready = selector.select(_PATIENCE)
@@ -106,26 +104,20 @@ def closed_loop(
                 raise TimeoutError(f"The server gave no answer for {_PATIENCE:g} seconds.")
             for key, _ in ready:
                 connection = key.data
-                sample = connection.read()
-                if sample is None:
+                if (sample := connection.receive()) is None:
                     continue
                 samples.append(sample)
                 path = next(waiting, "")
-                if kept and path:
-                    connection.ask(path)
+                if keep_alive and path:
+                    connection.send(path)
                     continue
                 selector.unregister(connection.socket)
                 if path:
-                    connection.renew()
-                    connection.ask(path)
+                    connection.socket.close()
+                    connection.connect()
+                    connection.send(path)
                     selector.register(connection.socket, selectors.EVENT_READ, connection)
     return samples
-
-
-def _connected(port: int) -> socket.socket:
-    connection = socket.create_connection(("127.0.0.1", port), _PATIENCE)
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return connection
 
 
 def _headers(head: bytes) -> dict[str, str]:

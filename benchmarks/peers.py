@@ -1,89 +1,114 @@
-"""What people use instead, as its documentation says first; only what it logs is silenced."""
+"""What people use instead: how each takes a lead over, and what its workers' command runs.
+
+The modules of peers are optional, and only the measured one is imported, because the memory of its
+processes is measured too.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import suppress
+from importlib import import_module
+from pathlib import Path
 from typing import Any
 
-from .stores import Store
-from .system import Command, System, python
+from flask import Flask, request
+
+from .app import HandOver, Lead, work
+from .deployment import current
+
+#: A database number of its own. With QUEUES, what RQ's ``worker --config`` finds here.
+REDIS_URL = "redis://127.0.0.1:6379/9"
+QUEUES = [current().name]
+
+#: What the workers' command runs, and what connects the app of the web processes.
+Peer = tuple[Any, Callable[[Flask], HandOver]]
 
 
-def _peer(name: str, label: str, *packages: str, **rest: Any) -> System:
-    return System(name=name, label=label, module=name, packages=packages, **rest)
+def _noop() -> Peer:
+    return None, lambda app: lambda lead: None
 
 
-def _huey(module: str) -> Command:
-    return python(
-        f"huey.bin.huey_consumer benchmarks.systems.{module}.huey"
-        " --workers 2 --worker-type process --quiet"
-    )
+def _post() -> Peer:
+    """POST to a route of the app's own without waiting for the answer, as people do by hand."""
+    requests: Any = import_module("requests")
+
+    def post(lead: Lead) -> None:
+        with suppress(requests.exceptions.Timeout):
+            requests.post(f"{request.host_url}work", json=lead, timeout=0.01)
+
+    def connect(app: Flask) -> HandOver:
+        @app.post("/work")
+        def answer() -> str:
+            work(request.get_json())
+            return ""
+
+        return post
+
+    return None, connect
 
 
-_CELERY = python(
-    "celery --quiet --app benchmarks.systems.redis_celery worker --concurrency 2 --loglevel ERROR"
-)
-_RQ = python(
-    "rq.cli worker --config benchmarks.systems.redis_rq --worker-class rq.SimpleWorker --quiet"
-)
-_DRAMATIQ = python("dramatiq benchmarks.systems.redis_dramatiq --processes 2 --threads 8")
-_PROCRASTINATE = python(
-    "procrastinate --log-level error --app benchmarks.systems.postgres_procrastinate.app"
-)
+def _executor() -> Peer:
+    """Submit a function to a pool of threads in the same process."""
 
-POST = _peer("post", "requests.post", "requests")
-EXECUTOR = _peer("executor", "Flask-Executor", "flask-executor")
-NOOP = _peer("noop", "no-op", defers=False)
+    def connect(app: Flask) -> HandOver:
+        executor: Any = import_module("flask_executor").Executor(app)
+        return lambda lead: executor.submit(work, lead)
 
-HUEY = _peer(
-    *("redis_huey", "RedisHuey", "huey", "redis"),
-    store=Store.REDIS,
-    workers=(_huey("redis_huey"),),
-)
-SQLITE_HUEY = _peer(
-    *("sqlite_huey", "SqliteHuey", "huey"),
-    store=Store.SQLITE,
-    workers=(_huey("sqlite_huey"),),
-)
-POSTGRES_HUEY = _peer(
-    *("postgres_huey", "PostgresHuey", "huey", "psycopg"),
-    store=Store.POSTGRESQL,
-    # It makes its tables when it is imported, which two processes can't do at once.
-    prepare=python("benchmarks.systems.postgres_huey"),
-    workers=(_huey("postgres_huey"),),
-)
-CELERY = _peer(
-    *("redis_celery", "Celery+Redis", "celery", "redis"),
-    store=Store.REDIS,
-    workers=(_CELERY,),
-)
-# The worker that its documentation begins with forks for each task, which would be measured alone:
-# a quarter of the tasks per second, four times the CPU time.
-RQ = _peer(
-    *("redis_rq", "RQ+Redis, SimpleWorker (fork: 4x)", "rq", "redis"),
-    store=Store.REDIS,
-    workers=(_RQ, _RQ),
-)
-DRAMATIQ = _peer(
-    *("redis_dramatiq", "Dramatiq+Redis", "dramatiq", "redis"),
-    store=Store.REDIS,
-    workers=(_DRAMATIQ,),
-)
-PROCRASTINATE = _peer(
-    *("postgres_procrastinate", "Procrastinate", "procrastinate", "psycopg"),
-    store=Store.POSTGRESQL,
-    prepare=(*_PROCRASTINATE, "schema", "--apply"),
-    workers=((*_PROCRASTINATE, "worker"),) * 2,
-)
+    return None, connect
 
-#: Measured in each run.
-ALWAYS = (POST, EXECUTOR, NOOP)
-#: Measured if asked for, by the name that asks.
-PEERS = {
-    "huey": HUEY,
-    "sqlite-huey": SQLITE_HUEY,
-    "postgres-huey": POSTGRES_HUEY,
-    "celery": CELERY,
-    "rq": RQ,
-    "dramatiq": DRAMATIQ,
-    "procrastinate": PROCRASTINATE,
+
+def _huey(storage: str, *arguments: object, **options: object) -> Peer:
+    huey = getattr(import_module("huey"), storage)(*arguments, **options)
+    task: HandOver = huey.task()(work)
+    return huey, lambda app: task
+
+
+def _celery() -> Peer:
+    celery: Any = import_module("celery").Celery("benchmarks", broker=REDIS_URL)
+    celery.conf.update(task_default_queue=current().name, task_ignore_result=True)
+    task = celery.task(work)
+    return celery, lambda app: lambda lead: task.delay(lead)
+
+
+def _rq() -> Peer:
+    connection = import_module("redis").Redis.from_url(REDIS_URL)
+    queue: Any = import_module("rq").Queue(*QUEUES, connection=connection)
+    return None, lambda app: lambda lead: queue.enqueue(work, lead)
+
+
+def _dramatiq() -> Peer:
+    dramatiq: Any = import_module("dramatiq")
+    dramatiq.set_broker(import_module("dramatiq.brokers.redis").RedisBroker(url=REDIS_URL))
+    actor = dramatiq.actor(work, queue_name=current().name)
+    return None, lambda app: lambda lead: actor.send(lead)
+
+
+def _procrastinate() -> Peer:
+    procrastinate: Any = import_module("procrastinate")
+    connector = procrastinate.PsycopgConnector(conninfo=current().database_url)
+    jobs = procrastinate.App(connector=connector)
+    task = jobs.task(work)
+
+    def connect(app: Flask) -> HandOver:
+        # Opened so, it connects synchronously; a worker opens it otherwise.
+        jobs.open()
+        return lambda lead: task.defer(lead=lead)
+
+    return jobs, connect
+
+
+_PEERS: dict[str, Callable[[], Peer]] = {
+    "noop": _noop,
+    "post": _post,
+    "executor": _executor,
+    "redis_huey": lambda: _huey("RedisHuey", current().name, url=REDIS_URL),
+    "sqlite_huey": lambda: _huey("SqliteHuey", filename=Path(current().folder) / "huey.db"),
+    "postgres_huey": lambda: _huey("PostgresHuey", dsn=current().database_url),
+    "redis_celery": _celery,
+    "redis_rq": _rq,
+    "redis_dramatiq": _dramatiq,
+    "postgres_procrastinate": _procrastinate,
 }
+
+app, connect = _PEERS[current().system]()

@@ -1,4 +1,4 @@
-"""A real server for one system: gunicorn with threads, the system's worker, its notebook."""
+"""A real server for one system: gunicorn with threads, the system's workers, the event logs."""
 
 from __future__ import annotations
 
@@ -13,38 +13,29 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 from uuid import uuid4
 
-from . import usage
-from .client import Connection
-from .environment import variables
-from .notes import Notebook, notebooks
-from .stores import database
-from .system import System, python
+from .client import Connection, closed_loop
+from .deployment import Deployment, EventLog, event_logs
+from .systems import Command, System, database
 
+#: Threads of each web process.
 THREADS = 8
 
 #: Seconds that a server has to start, and to stop.
 _START, _STOP = 20.0, 20.0
 
-#: Seconds without news after which what has not run counts as never.
+#: Seconds without an event after which what has not run counts as never.
 _PATIENCE = 5.0
+
+#: Launches of one request, where only their number matters.
+_PER_REQUEST = 10
 
 _ROOT = Path(__file__).parents[1]
 
 
-class Home(NamedTuple):
-    """What a server leaves to the next one in its place."""
-
-    folder: Path
-    port: int
-    database_url: str
-    environ: dict[str, str]
-
-
 @dataclass
-class Site:
+class Server:
     """A running server. It numbers its launches, so that each can be told from all others.
 
     Times are CLOCK_MONOTONIC's nanoseconds: when its first process was started, and when it began
@@ -53,8 +44,8 @@ class Site:
 
     system: System
     port: int
-    notes: Notebook
-    ends: Notebook
+    starts: EventLog
+    ends: EventLog
     launched: int = 0
     started_at: int = field(default_factory=time.monotonic_ns)
     served_at: int = 0
@@ -73,14 +64,26 @@ class Site:
         numbers = self.numbers(requests * launches)
         return [f"/trigger/{first}/{launches}" for first in numbers[::launches]]
 
-    @property
-    def is_settled(self) -> bool:
-        return not self.system.defers or len(self.notes.read()) >= self.launched
+    def launch(self, launches: int) -> range:
+        """Have so many launches accepted as soon as possible; return their numbers."""
+        first = self.launched
+        paths = self.triggers(-(-launches // _PER_REQUEST), _PER_REQUEST)
+        closed_loop(self.port, paths, connections=THREADS)
+        return range(first, self.launched)
+
+    def warm_up(self) -> None:
+        """Have every thread and worker started, and everything imported; tasks must take time."""
+        self.launch(2 * THREADS * _PER_REQUEST)
+        self.ends.wait(self.launched, patience=20.0)
 
     def settle(self) -> None:
-        """Return when everything that was launched has run, or when nothing comes any more."""
+        """Return when everything that was launched has run, or when nothing runs any more."""
         if self.system.defers:
-            self.notes.wait(self.launched, patience=_PATIENCE)
+            self.starts.wait(self.launched, patience=_PATIENCE)
+
+    @property
+    def is_settled(self) -> bool:
+        return not self.system.defers or self.starts.count >= self.launched
 
     def kill(self) -> None:
         """Kill the whole process tree at once, and return when it is dead."""
@@ -90,72 +93,59 @@ class Site:
         for pid in self.pids:
             os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
 
-    def rest(self) -> None:
-        """Return when its processes have nothing left to do, as far as one sees."""
-        usage.await_idle(self.pids)
-
-    def cpu_seconds(self) -> float:
-        return usage.cpu_seconds(self.pids)
-
-    def memory_megabytes(self) -> float:
-        return usage.memory_megabytes(self.pids)
-
 
 @contextmanager
-def running(system: System, *, workers: int) -> Iterator[Site]:
-    """Serve ``system`` with ``workers`` web processes."""
-    with fresh_home(system) as home, serving(system, home, workers=workers) as site:
-        yield site
-
-
-@contextmanager
-def fresh_home(system: System, *, task_seconds: float = 0.0) -> Iterator[Home]:
-    """Give ``system`` a home where each task sleeps for ``task_seconds``."""
+def deployed(system: System, *, task_seconds: float = 0.0) -> Iterator[Deployment]:
+    """Prepare a deployment that no server has run in; remove it at the end."""
     name = f"benchmark_{uuid4().hex}"
-    with tempfile.TemporaryDirectory() as path, database(system.store, Path(path), name) as url:
-        environ = variables(Path(path), name, url, task_seconds)
-        _prepare(system, environ)
-        yield Home(Path(path), _free_port(), url, environ)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        database(system.backend, Path(folder), name) as url,
+    ):
+        deployment = Deployment(system.name, name, folder, _free_port(), url, task_seconds)
+        _prepare(system, deployment)
+        yield deployment
 
 
 @contextmanager
-def serving(system: System, home: Home, *, workers: int) -> Iterator[Site]:
-    """Serve ``system`` at ``home`` with ``workers`` web processes."""
-    folder, port, _, environ = home
-    site = Site(system, port, *notebooks(folder))
+def serving(system: System, deployment: Deployment, *, web_processes: int) -> Iterator[Server]:
+    """Serve ``system``; stop it at the end, and show what it has printed if that matters."""
+    environ = deployment.environ()
+    server = Server(system, deployment.port, *event_logs(deployment))
+    log, worker_log = (Path(deployment.folder, name) for name in ("log", "worker-log"))
+    web_command = _gunicorn(deployment.port, web_processes)
     with ExitStack() as opened:
-        log, worker_log = folder / "log", folder / "worker-log"
         for command in system.workers:
             worker = opened.enter_context(_process(command, environ, worker_log))
-            site.pids.append(worker.pid)
-        if system.workers:
-            opened.callback(_tell_if_unsettled, site, worker_log)
-        opened.callback(_tell, system, log)
-        web = opened.enter_context(_process(_gunicorn(system, port, workers), environ, log))
-        site.pids.append(web.pid)
-        site.served_at = _await_answer(port, web)
-        yield site
+            server.pids.append(worker.pid)
+        opened.callback(_show_logs, server, log, worker_log)
+        web = opened.enter_context(_process(web_command, environ, log))
+        server.pids.append(web.pid)
+        server.served_at = _await_answer(deployment.port, web)
+        yield server
 
 
-def _prepare(system: System, environ: dict[str, str]) -> None:
-    if system.prepare:
-        done = subprocess.run(
-            system.prepare, cwd=_ROOT, env=environ, capture_output=True, text=True, check=False
-        )
-        if done.returncode != 0:
-            raise SystemExit(f"{system.label} could not be prepared:\n{done.stderr}")
+def _prepare(system: System, deployment: Deployment) -> None:
+    if not system.prepare:
+        return
+    done = subprocess.run(
+        system.prepare, cwd=_ROOT, env=deployment.environ(), capture_output=True, text=True
+    )
+    if done.returncode != 0:
+        raise SystemExit(f"{system.label} could not be prepared:\n{done.stderr}")
 
 
-def _gunicorn(system: System, port: int, workers: int) -> tuple[str, ...]:
+def _gunicorn(port: int, processes: int) -> Command:
     return (
-        *python("gunicorn", system.factory),
+        *(sys.executable, "-m", "gunicorn", "benchmarks.app:create_app()"),
         *("--bind", f"127.0.0.1:{port}", "--worker-class", "gthread", "--log-level", "warning"),
-        *("--workers", str(workers), "--threads", str(THREADS)),
+        *("--workers", str(processes), "--threads", str(THREADS)),
     )
 
 
 @contextmanager
-def _process(command: tuple[str, ...], environ: dict[str, str], log: Path) -> Iterator[_Process]:
+def _process(command: Command, environ: dict[str, str], log: Path) -> Iterator[_Process]:
+    """Run ``command`` in a process group of its own; stop it at the end."""
     with log.open("ab") as output:
         process = subprocess.Popen(
             command, cwd=_ROOT, env=environ, stdout=output, stderr=output, start_new_session=True
@@ -189,16 +179,15 @@ def _await_answer(port: int, web: _Process) -> int:
     raise SystemExit("The server did not start.")
 
 
-def _tell_if_unsettled(site: Site, log: Path) -> None:
-    # Workers greet and warn at length; what they say matters when work is missing.
-    if not (site.is_settled or site.is_killed):
-        _tell(site.system, log)
+def _show_logs(server: Server, log: Path, worker_log: Path) -> None:
+    """Print the end of what the web processes wrote, and of what workers did if work is missing.
 
-
-def _tell(system: System, log: Path) -> None:
-    """Pass on the last of what a server wrote, if it wrote anything."""
-    if lines := log.read_text(errors="replace").splitlines()[-5:]:
-        print(f"{system.label} says:", *lines, sep="\n", file=sys.stderr)
+    Workers write at length in any case.
+    """
+    logs = [log] if server.is_settled or server.is_killed else [log, worker_log]
+    for path in logs:
+        if path.exists() and (lines := path.read_text(errors="replace").splitlines()[-5:]):
+            print(f"{server.system.label} says:", *lines, sep="\n", file=sys.stderr)
 
 
 _Process = subprocess.Popen[bytes]

@@ -1,70 +1,156 @@
-"""The steps of a delivery's life in the outbox, and how long each takes."""
+"""An outbox without an app: filled by the million rows, and what each step of a delivery takes.
+
+Of the benchmarks, only this module uses what is internal to async_hooks.
+"""
 
 from __future__ import annotations
 
+import json
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from statistics import median
 from typing import Any, TypeVar
+from uuid import uuid4
 
-from async_hooks.envelope import new_id
+from async_hooks.delivery import Addition, DeliveryState, Terms
+from async_hooks.envelope import Envelope, new_id
+from async_hooks.outbox import store
+from async_hooks.outbox.database import Database, engine_for
 from async_hooks.outbox.ledger import Ledger
+from async_hooks.outbox.schema import deliveries
 from async_hooks.verdict import Outcome, Verdict
 
-from .ledgers import TASK, addition
+from .app import TASK
+from .systems import Backend, database
 
 T = TypeVar("T")
-
-#: Deliveries that are claimed at once.
-BATCH = 100
 
 #: The names of the steps, in their order.
 STEPS = ("insert", "claim", "begin", "complete")
 
-_DONE = Verdict(Outcome.COMPLETED, is_recorded=True)
+#: Deliveries that are claimed at once.
+_BATCH = 100
+
+#: Rows that are inserted in one transaction when a table is filled.
+_ROWS = 10_000
+
+#: Seconds over which the times of such rows are spread.
+_HOUR = 3600.0
+
+_COMPLETED = Verdict(Outcome.COMPLETED, is_recorded=True)
 
 
-class Stopwatch:
-    """Keeps what each of several steps took, in microseconds."""
-
-    def __init__(self) -> None:
-        self.times: dict[str, list[float]] = {step: [] for step in STEPS}
-
-    def run(self, step: str, function: Callable[..., T], *arguments: Any) -> T:
-        started = time.perf_counter_ns()
-        result = function(*arguments)
-        self.times[step].append((time.perf_counter_ns() - started) / 1000)
-        return result
-
-    def medians(self) -> dict[str, float]:
-        return {step: median(times) for step, times in self.times.items()}
+@contextmanager
+def fresh_outbox(backend: Backend) -> Iterator[Ledger]:
+    """Give an outbox on a database of its own."""
+    name = f"benchmark_{uuid4().hex}"
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        database(backend, Path(folder), name) as url,
+        outbox_at(url, Path(folder)) as outbox,
+    ):
+        yield outbox
 
 
-def time_steps(ledger: Ledger, batches: int) -> dict[str, float]:
-    """Add, claim, begin and complete so many batches; return the median of each step.
+@contextmanager
+def outbox_at(url: str, folder: Path) -> Iterator[Ledger]:
+    """Give the outbox at ``url``, as a process has it that was configured so."""
+    outbox = Database(lambda: engine_for(url, folder, synchronous="NORMAL"), is_own=True)
+    outbox.migrate()
+    try:
+        yield Ledger(f"benchmark-{new_id()}", outbox)
+    finally:
+        outbox.engine.dispose()
+
+
+def add_waiting(outbox: Ledger, rows: int) -> None:
+    """Add so many deliveries that have become due one after the other during the last hour."""
+    since = outbox.now() - _HOUR
+    _fill(outbox, rows, lambda part: {"run_at": since + part * _HOUR})
+
+
+def add_finished(outbox: Ledger, rows: int) -> None:
+    """Add so many that were completed one after the other during the hour before that."""
+    since = outbox.now() - 2 * _HOUR
+
+    def completed(part: float) -> dict[str, Any]:
+        at = since + part * _HOUR
+        done = {"state": DeliveryState.COMPLETED.value, "attempts": 1, "result": '{"result":null}'}
+        return {**done, "run_at": at, "started_at": at, "finished_at": at}
+
+    _fill(outbox, rows, completed)
+
+
+def refresh_statistics(outbox: Ledger) -> None:
+    """Have PostgreSQL count the rows, as its autovacuum would do in a while."""
+    engine = outbox.database.engine
+    if engine.dialect.name == "postgresql":
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.exec_driver_sql("SET statement_timeout = 0")
+            connection.exec_driver_sql(f"VACUUM (ANALYZE) {deliveries.name}")
+            connection.invalidate()
+
+
+def time_steps(outbox: Ledger, batches: int) -> dict[str, float]:
+    """Add, claim, begin and complete so many batches; return each step's median in microseconds.
 
     As many rows are waiting afterwards as before.
     """
-    watch = Stopwatch()
+    times: dict[str, list[float]] = {step: [] for step in STEPS}
+
+    def timed(step: str, function: Callable[..., T], *arguments: Any) -> T:
+        result, microseconds = _timed(function, *arguments)
+        times[step].append(microseconds)
+        return result
+
     for _ in range(batches):
-        for _ in range(BATCH):
-            watch.run("insert", ledger.add, [addition()])
-        claimed, _ = watch.run("claim", ledger.claim, new_id(), [(TASK, "")], BATCH)
-        if len(claimed) != BATCH:
-            raise RuntimeError(f"{len(claimed)} deliveries were claimed instead of {BATCH}.")
+        for _ in range(_BATCH):
+            timed("insert", outbox.add, [_addition()])
+        claimed, _ = timed("claim", outbox.claim, new_id(), [(TASK, "")], _BATCH)
+        if len(claimed) != _BATCH:
+            raise RuntimeError(f"{len(claimed)} deliveries were claimed instead of {_BATCH}.")
         for envelope in claimed:
-            watch.run("begin", ledger.begin, envelope)
-            watch.run("complete", ledger.complete, envelope, None)
-            ledger.end(envelope, _DONE)
-    return watch.medians()
+            timed("begin", outbox.begin, envelope)
+            timed("complete", outbox.complete, envelope, None)
+            outbox.end(envelope, _COMPLETED)
+    return {step: median(times[step]) for step in STEPS}
 
 
-def time_purge(ledger: Ledger) -> list[float]:
+def time_purge(outbox: Ledger) -> list[float]:
     """Purge all that has finished; return what each transaction took, in microseconds."""
-    times = []
-    found = 1
+    times, found = [], 1
     while found:
-        started = time.perf_counter_ns()
-        found = ledger.purge(ledger.now())
-        times.append((time.perf_counter_ns() - started) / 1000)
+        found, microseconds = _timed(outbox.purge, outbox.now())
+        times.append(microseconds)
     return times
+
+
+def _timed(function: Callable[..., T], *arguments: Any) -> tuple[T, float]:
+    started = time.perf_counter_ns()
+    result = function(*arguments)
+    return result, (time.perf_counter_ns() - started) / 1000
+
+
+def _fill(outbox: Ledger, rows: int, values: Callable[[float], dict[str, Any]]) -> None:
+    """Insert so many; ``values`` returns what a row has of its own, given the part before it."""
+    template = store.row_of(_addition(), outbox.now(), None)
+    for first in range(0, rows, _ROWS):
+        batch = []
+        for number in range(first, min(first + _ROWS, rows)):
+            own = values(number / rows)
+            batch.append({**template, "id": new_id(), "created_at": own["run_at"], **own})
+        _insert(outbox.database, batch)
+
+
+def _insert(target: Database, rows: list[dict[str, Any]]) -> None:
+    insert = store.INSERT[target.engine.dialect.name]
+    target.write(lambda connection: connection.execute(insert, rows))
+
+
+def _addition() -> Addition:
+    """Return what one small launch adds."""
+    body = json.dumps({"number": 0, "name": "Ada Lovelace", "email": "ada@example.org"})
+    return Addition(Envelope(id=new_id(), task=TASK, body=body, budget=10_000), Terms())

@@ -9,9 +9,10 @@ from contextlib import suppress
 from pathlib import Path
 
 _TICKS = os.sysconf("SC_CLK_TCK")
+_PAGE = os.sysconf("SC_PAGE_SIZE")
 
-#: How long a look at idle processes takes, and the share of a core that is next to nothing.
-_LOOK_SECONDS, _IDLE = 0.3, 0.1
+#: How long idle processes are observed, and the share of a core that is next to nothing.
+_OBSERVED_SECONDS, _IDLE = 0.3, 0.1
 
 
 def cpu_seconds(roots: Collection[int]) -> float:
@@ -30,11 +31,18 @@ def await_idle(roots: Collection[int], *, patience: float = 10.0) -> None:
     deadline = time.monotonic() + patience
     before = cpu_seconds(roots)
     while time.monotonic() < deadline:
-        time.sleep(_LOOK_SECONDS)
+        time.sleep(_OBSERVED_SECONDS)
         now = cpu_seconds(roots)
-        if now - before <= _LOOK_SECONDS * _IDLE:
+        if now - before <= _OBSERVED_SECONDS * _IDLE:
             return
         before = now
+
+
+def worker_resident_bytes(command: int) -> int:
+    """Return what is resident in the process that works; the command's own only supervises it."""
+    children = Path(f"/proc/{command}/task/{command}/children").read_text().split()
+    worker = children[0] if children else command
+    return int(Path(f"/proc/{worker}/statm").read_text().split()[1]) * _PAGE
 
 
 def _tree(roots: Collection[int], stats: dict[int, list[str]]) -> Iterator[int]:

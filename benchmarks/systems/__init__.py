@@ -1,1 +1,0 @@
-"""The measured systems, a module each: ``connect(app)`` returns what hands a lead over."""
