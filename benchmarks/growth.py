@@ -46,7 +46,7 @@ _BACKENDS = {"sqlite": Backend.SQLITE, "postgresql": Backend.POSTGRESQL}
 _BATCHES = 10
 
 #: Seconds between two samples of memory, and those after which an idle worker is given up.
-_PAUSE, _PATIENCE = 0.25, 60.0
+_PAUSE, _PATIENCE = 0.05, 60.0
 
 
 def main() -> int:
