@@ -28,25 +28,16 @@ from .launch.after_response import HandOver, is_served
 from .launch.launcher import Launcher, Trigger
 from .receivers import Receiver
 from .recorder import Recorder, recording
-from .registry import Owned, Registry
+from .registry import AppBound, Registry
 from .relay.relay import Immediate, Relay
 from .signing import SKEW, Signing
 from .state import KEY, State, Transport, current_state, state_of
-from .task import (
-    AsyncTask,
-    action_name,
-    action_signal,
-    async_signal,
-    check,
-    check_max_attempts,
-    check_timeout,
-    needs_outbox,
-    wish_for_outbox,
-)
+from .task import AsyncTask, action_name, action_signal, async_signal, check, option_for_outbox
 from .transports.address import Address
 from .transports.eager import Eager
 from .transports.in_process import InProcess
 from .transports.loopback import Loopback
+from .validation import checked, count, needs_outbox, optional, seconds
 
 if TYPE_CHECKING:  # Comes with an optional extra.
     from .outbox.admin import Outbox
@@ -66,7 +57,12 @@ class AsyncHooks:
 
     def __init__(self, app: Flask | None = None, *, db: Any = None, session: Any = None) -> None:
         """``db`` (Flask-SQLAlchemy) or ``session`` (a scoped_session) are for the outbox "app"."""
-        self._registry = Registry()
+        self._tasks: Registry[type[AsyncTask]] = Registry("task")
+        self._receivers: Registry[Receiver] = Registry("receiver")
+        #: Counts the calls of init_app: what a factory defines again, it defines in another.
+        self._period = 0
+        #: What ends the connection of a task's trigger, or of a receiver.
+        self._connections: dict[Any, Callable[[], object]] = {}
         self._context = Context()
         self._db = db
         self._session = session
@@ -84,10 +80,10 @@ class AsyncHooks:
         """
         if KEY in app.extensions:
             raise ConfigError(f"{app.name!r} has an AsyncHooks already. Call init_app once.")
+        self._period += 1
         config = configuration.read(app.config)
         if config.outbox is None:
-            self._refuse_wishes()
-        self._registry.generation += 1
+            self._refuse_options()
         address = Address(config.url)
         signing = Signing(app, config.audience)
         ledger = outbox = None
@@ -99,8 +95,7 @@ class AsyncHooks:
         app.extensions[KEY] = State(
             app=app,
             config=config,
-            registry=self._registry,
-            generation=self._registry.generation,
+            tasks=self._tasks,
             context=self._context,
             signing=signing,
             replay_guard=ReplayGuard(signing.audience, config.max_age + SKEW),
@@ -134,11 +129,14 @@ class AsyncHooks:
     def register(self, task: Task) -> Task:
         """Make ``task`` launch when its action is sent; also a class decorator.
 
+        Of a local class that an app factory defines at each of its calls, the newest counts, also
+        in the apps that were made before.
+
         :raises ConfigError: if it is declared wrongly, or its name is taken.
         :raises OutboxRequired: if it declares what only an outbox can keep.
         """
-        if self._add(task):
-            self._connect(action_signal(task.action), Trigger(task, self._registry))
+        if self._add_task(task):
+            self._connect(task, action_signal(task.action), Trigger(task, self._tasks))
         return task
 
     @overload
@@ -162,7 +160,7 @@ class AsyncHooks:
         if function is None:
             return lambda function: self.job(function, **options)
         job = Job(function, options)
-        self._add(job.task)
+        self._add_task(job.task)
         return job
 
     def redact(self, function: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -173,14 +171,22 @@ class AsyncHooks:
         self._redact = function
         return function
 
-    def _add(self, task: type[AsyncTask]) -> bool:
+    def _add_task(self, task: type[AsyncTask]) -> bool:
         """Know ``task`` by its name; return whether it is new."""
         check(task)
+        if self._tasks.find(task.name) is task:
+            return False
         if self._lacks_outbox:
-            _refuse_wish(task)
-        local = "<locals>" in task.__qualname__
-        generation = self._registry.generation
-        return self._registry.tasks.add(task, generation=generation, local=local)
+            _refuse("task", task.name, option_for_outbox(task))
+        self._add(self._tasks, task, task)
+        return True
+
+    def _add(self, registry: Registry[Any], entry: Any, definition: Any) -> None:
+        """Add ``entry``, and end the connection of what it replaces."""
+        is_local = "<locals>" in getattr(definition, "__qualname__", "")
+        replaced = registry.add(entry, period=self._period if is_local else None)
+        if replaced in self._connections:
+            self._connections.pop(replaced)()
 
     def _redacted(self, value: Any) -> Any:
         try:
@@ -206,13 +212,13 @@ class AsyncHooks:
         returns seconds, need an outbox. Each overrides what the task says.
         """
         where = f"receiver of {action_name(action)}"
-        check_timeout(timeout, where)
-        check_max_attempts(max_attempts, where)
+        timeout = checked(optional(seconds), timeout, "timeout", where=where)
+        checked(optional(count), max_attempts, "max_attempts", where=where)
 
         def connect(function: Function) -> Function:
             receiver = Receiver(
                 function,
-                self._registry,
+                self._tasks,
                 name=name,
                 aliases=aliases,
                 timeout=timeout,
@@ -220,12 +226,9 @@ class AsyncHooks:
                 backoff=backoff,
             )
             if self._lacks_outbox:
-                _refuse_options(receiver)
-            local = "<locals>" in getattr(function, "__qualname__", "")
-            self._registry.receivers.add(
-                receiver, generation=self._registry.generation, local=local
-            )
-            self._connect(async_signal(action), receiver)
+                _refuse("receiver", receiver.name, receiver.option_for_outbox())
+            self._add(self._receivers, receiver, function)
+            self._connect(receiver, async_signal(action), receiver)
             return function
 
         return connect
@@ -283,30 +286,25 @@ class AsyncHooks:
             sent=lambda: handover.wake(app),
         )
 
-    def _refuse_wishes(self) -> None:
+    def _refuse_options(self) -> None:
+        """Refuse what is declared, or will be, and needs an outbox: an app has none."""
         self._lacks_outbox = True
-        for _, task in self._registry.tasks.all(self._registry.generation):
-            _refuse_wish(task)
-        for _, receiver in self._registry.receivers.all(self._registry.generation):
-            _refuse_options(receiver)
+        for task in self._tasks.all().values():
+            _refuse("task", task.name, option_for_outbox(task))
+        for receiver in self._receivers.all().values():
+            _refuse("receiver", receiver.name, receiver.option_for_outbox())
 
-    def _connect(self, signal: blinker.Signal, owned: Owned) -> None:
-        # Signals outlive apps: the connection ends with the registry that owns it.
-        signal.connect(owned, weak=False)
-        end = weakref.finalize(self._registry, signal.disconnect, owned)
+    def _connect(self, entry: Any, signal: blinker.Signal, bound: AppBound) -> None:
+        # Signals outlive apps: the connection ends with the tasks of the apps that it is for.
+        signal.connect(bound, weak=False)
+        end = weakref.finalize(self._tasks, signal.disconnect, bound)
         end.atexit = False  # What the relay runs when the process ends needs its receivers.
+        self._connections[entry] = end
 
 
-def _refuse_wish(task: type[AsyncTask]) -> None:
-    key = wish_for_outbox(task)
-    if key is not None:
-        raise OutboxRequired(needs_outbox(key, f"task {task.name!r}"))
-
-
-def _refuse_options(receiver: Receiver) -> None:
-    for key in ("max_attempts", "backoff"):
-        if getattr(receiver, key) is not None:
-            raise OutboxRequired(needs_outbox(key, f"receiver {receiver.name!r}"))
+def _refuse(kind: str, name: str, option: str | None) -> None:
+    if option is not None:
+        raise OutboxRequired(needs_outbox(option, f"{kind} {name!r}"))
 
 
 def _relay(

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from typing import Any, Generic, ParamSpec, TypeVar
 
 from .receivers import awaited
+from .registry import default_name
 from .state import current_state
-from .task import AsyncTask, default_name
+from .task import AsyncTask
 
 P = ParamSpec("P")
 R = TypeVar("R")

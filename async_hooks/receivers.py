@@ -6,46 +6,38 @@ import functools
 import inspect
 import logging
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 import blinker
 from flask import Flask
 
-from .config import seconds
 from .envelope import Envelope
-from .registry import Owned, Registry
+from .registry import AppBound, Registry, default_name
 from .state import State
-from .task import (
-    DISCARDED,
-    AsyncTask,
-    async_signal,
-    checked_aliases,
-    default_name,
-    exponential,
-    nopriv_signal,
-)
+from .task import DISCARDED, AsyncTask, async_signal, exponential, nopriv_signal
+from .validation import checked, names, seconds, seconds_or_zero
 
 logger = logging.getLogger("async_hooks")
 
 
-class Receiver(Owned):
+class Receiver(AppBound):
     """A receiver with a stable name and options of its own, as ``hooks.receiver`` makes it."""
 
     def __init__(
         self,
         function: Callable[..., Any],
-        registry: Registry,
+        tasks: Registry[Any],
         *,
         name: str | None,
         aliases: Iterable[str],
-        timeout: float | timedelta | None,
+        timeout: float | None,
         max_attempts: int | None,
         backoff: Callable[[int], float | timedelta] | None,
     ) -> None:
-        super().__init__(name if name is not None else default_name(function), registry)
-        self.aliases = checked_aliases(aliases, self.name)
+        super().__init__(name if name is not None else default_name(function), tasks)
+        self.aliases = checked(names, aliases, "aliases", where=self.name)
         self.timeout = timeout
         self.max_attempts = max_attempts
         self.backoff = backoff
@@ -54,8 +46,11 @@ class Receiver(Owned):
     def __call__(self, sender: Any, /, **kwargs: Any) -> Any:
         return self._function(sender, **kwargs)
 
-    def _is_current(self, registry: Registry, generation: int) -> bool:
-        return registry.receivers.find(self.name, generation) is self
+    def option_for_outbox(self) -> str | None:
+        """Return the first option that it has and that needs an outbox."""
+        if self.max_attempts is not None:
+            return "max_attempts"
+        return "backoff" if self.backoff is not None else None
 
 
 def receivers_of(
@@ -91,57 +86,57 @@ def find_receiver(
     return next((receiver for receiver in named if name in receiver.aliases), None)
 
 
-def timeout_of(state: State, envelope: Envelope) -> float:
-    """Return the seconds that one attempt at ``envelope`` may take.
+class RunOptions(NamedTuple):
+    """What holds for the attempts at one envelope: how long one may take, how many may fail."""
+
+    timeout: float
+    max_attempts: int
+    #: Who may have a ``backoff``, in the order in which they are asked.
+    declared: Sequence[Any]
+
+    def backoff(self, failures: int) -> float:
+        """Return the seconds until the next attempt, after the ``failures``-th has failed.
+
+        What the receiver or task says, if that is a time at all; else :func:`exponential`.
+        """
+        for declared in self.declared:
+            backoff = declared().backoff if isinstance(declared, type) else declared.backoff
+            if backoff is None:
+                continue
+            try:
+                return seconds_or_zero(backoff(failures))
+            except Exception:
+                logger.exception("The backoff of %r did not return seconds.", declared.name)
+        return exponential(failures)
+
+
+def options_of(state: State, envelope: Envelope) -> RunOptions:
+    """Return what holds for the attempts at ``envelope``.
 
     The receiver that it runs has the first say, then the task, then the configuration.
     """
-    for declared in _declared(state, envelope):
-        if declared.timeout is not None:
-            return seconds(declared.timeout)
-    return state.config.timeout
-
-
-def max_attempts_of(state: State, envelope: Envelope) -> int:
-    """Return how often ``envelope`` may fail; who says so, as with :func:`timeout_of`."""
-    if envelope.receiver == DISCARDED:
-        return 1
-    for declared in _declared(state, envelope):
-        if declared.max_attempts is not None:
-            most: int = declared.max_attempts
-            return most
-    return state.config.max_attempts
-
-
-def backoff_of(state: State, envelope: Envelope, failures: int) -> float:
-    """Return the seconds until ``envelope`` is tried again after its ``failures``-th failure.
-
-    What the receiver or task says, if that is a time at all; else :func:`exponential`.
-    """
-    for declared in _declared(state, envelope):
-        backoff = declared().backoff if isinstance(declared, type) else declared.backoff
-        if backoff is None:
-            continue
-        try:
-            return seconds(backoff(failures), or_none_at_all=True)
-        except Exception:
-            logger.exception("The backoff of %r did not return seconds.", declared.name)
-    return exponential(failures)
-
-
-def _declared(state: State, envelope: Envelope) -> Iterator[Any]:
-    """Return who may have options for ``envelope``: the receiver that it runs, then the task."""
     task = state.task_of(envelope)
-    if task is None:
-        return
+    receiver = _receiver_of(state, task, envelope) if task is not None else None
+    declared: list[Any] = [each for each in (receiver, task) if each is not None]
+    timeouts = (seconds(each.timeout) for each in declared if each.timeout is not None)
+    most = (each.max_attempts for each in declared if each.max_attempts is not None)
+    max_attempts = next(most, state.config.max_attempts)
+    return RunOptions(
+        next(timeouts, state.config.timeout),
+        1 if envelope.receiver == DISCARDED else max_attempts,
+        declared,
+    )
+
+
+def _receiver_of(state: State, task: type[AsyncTask], envelope: Envelope) -> Receiver | None:
+    """Return the one receiver that ``envelope`` runs, if it has options of its own."""
     receivers = receivers_of(state, task, anonymous=envelope.user is None)
+    found = None
     if envelope.receiver is not None:
-        receiver = find_receiver(receivers, envelope.receiver)
-    else:
-        receiver = next(iter(receivers.values())) if len(receivers) == 1 else None
-    if isinstance(receiver, Receiver):
-        yield receiver
-    yield task
+        found = find_receiver(receivers, envelope.receiver)
+    elif len(receivers) == 1:
+        [found] = receivers.values()
+    return found if isinstance(found, Receiver) else None
 
 
 def kinds_of(state: State) -> set[tuple[str, str]]:
@@ -150,14 +145,13 @@ def kinds_of(state: State) -> set[tuple[str, str]]:
     The receiver is empty for an envelope that is to reach all.
     """
     kinds: set[tuple[str, str]] = set()
-    for name, task in state.registry.tasks.all(state.generation):
-        kinds.add((name, ""))
-        kinds.add((name, DISCARDED))
-        for anonymous in (False, True):
-            for receiver_name, receiver in receivers_of(state, task, anonymous=anonymous).items():
-                kinds.add((name, receiver_name))
-                if isinstance(receiver, Receiver):
-                    kinds.update((name, alias) for alias in receiver.aliases)
+    for name, task in state.tasks.all().items():
+        kinds |= {(name, ""), (name, DISCARDED)}
+        # An anonymous visitor's run reaches them all, under the names that others have as well.
+        for receiver_name, receiver in receivers_of(state, task, anonymous=True).items():
+            kinds.add((name, receiver_name))
+            if isinstance(receiver, Receiver):
+                kinds.update((name, alias) for alias in receiver.aliases)
     return kinds
 
 
@@ -188,16 +182,13 @@ def _connected(signal: blinker.Signal, state: State) -> Iterator[Callable[..., A
     reached = list(signal.receivers_for(state.app))
     for reference in list(signal.receivers.values()):
         receiver: Any = reference() if isinstance(reference, weakref.ref) else reference
-        if receiver in reached and _is_for(receiver, state):
+        is_ours = not isinstance(receiver, AppBound) or receiver.is_for(state.tasks)
+        if is_ours and receiver in reached:
             yield receiver
 
 
-def _is_for(receiver: Any, state: State) -> bool:
-    return not isinstance(receiver, Owned) or receiver.belongs_to(state.registry, state.generation)
-
-
 def _name_of(receiver: Any) -> str:
-    if isinstance(receiver, Owned):
+    if isinstance(receiver, AppBound):
         return receiver.name
     while isinstance(receiver, functools.partial):
         receiver = receiver.func

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from .errors import ConfigError
 
 
-class Named(Protocol):
+class Entry(Protocol):
     @property
     def name(self) -> str: ...
 
@@ -17,84 +19,89 @@ class Named(Protocol):
     def aliases(self) -> Iterable[str]: ...
 
 
-T = TypeVar("T", bound=Named)
+T = TypeVar("T", bound=Entry)
 
 
-class Names(Generic[T]):
-    """Entries by name, each remembered with the generation it was added in.
+class Registry(Generic[T]):
+    """Entries by name and alias.
 
-    An app factory that runs twice on one AsyncHooks defines its local classes twice. Each app
-    then keeps those that were made for it: a generation begins with each ``init_app``. A name that
-    was first added before any app was, is added before its app the next time as well.
+    An app factory that runs twice on one AsyncHooks defines its local classes and functions twice:
+    the newest takes the place of the one before, in every app.
     """
 
     def __init__(self, kind: str) -> None:
         self._kind = kind
-        self._entries: dict[str, dict[int, T]] = {}
+        self._entries: dict[str, T] = {}
+        self._periods: dict[str, int | None] = {}
+        self._replaced: weakref.WeakSet[T] = weakref.WeakSet()
 
-    def add(self, entry: T, *, generation: int, local: bool) -> bool:
-        """Add ``entry`` under its name and aliases; return whether it is new.
+    def add(self, entry: T, *, period: int | None) -> T | None:
+        """Add ``entry`` under its name and aliases; return the one that it replaces.
 
-        ``local`` says that a factory may define it again.
+        ``period`` counts the apps that were there before. What was added under the same name in
+        an earlier one is replaced, unless either has None: what no factory defines is unique.
 
         :raises ConfigError: if another entry has the name.
         """
-        if entry in self._entries.get(entry.name, {}).values():
-            return False
-        generation += 0 in self._entries.get(entry.name, {})
-        for name in (entry.name, *entry.aliases):
-            versions = self._entries.get(name, {})
-            if versions and (not local or generation in versions):
+        names = (entry.name, *entry.aliases)
+        replaced = self._entries.get(entry.name) if self._is_earlier(entry, period) else None
+        for name in names:
+            if self._entries.get(name, replaced) is not replaced:
                 raise ConfigError(
                     f"{name!r} is already the name of another {self._kind}. "
                     "Give one of them a 'name' of its own."
                 )
-        for name in (entry.name, *entry.aliases):
-            self._entries.setdefault(name, {})[generation] = entry
-        return True
+        others = {name: each for name, each in self._entries.items() if each is not replaced}
+        self._entries = others | dict.fromkeys(names, entry)
+        self._periods[entry.name] = period
+        if replaced is not None:
+            self._replaced.add(replaced)
+        return replaced
 
-    def find(self, name: str, generation: int) -> T | None:
-        """Return what ``name`` means to the app of ``generation``."""
-        versions = self._entries.get(name)
-        if not versions:
-            return None
-        if generation in versions:
-            return versions[generation]
-        older = [key for key in versions if key <= generation]
-        return versions[max(older) if older else min(versions)]
+    def _is_earlier(self, entry: T, period: int | None) -> bool:
+        """Tell whether what has the name of ``entry`` is what a factory defined before it."""
+        known = self._periods.get(entry.name)
+        return known is not None and period is not None and known < period
 
-    def all(self, generation: int) -> Iterator[tuple[str, T]]:
-        """Return every name, and what it means to the app of ``generation``."""
-        for name in list(self._entries):
-            entry = self.find(name, generation)
-            if entry is not None:
-                yield name, entry
+    def find(self, name: str) -> T | None:
+        return self._entries.get(name)
 
+    def newest(self, entry: T) -> T | None:
+        """Return ``entry``, or what has taken its place; None if it was never added."""
+        found = self._entries.get(entry.name)
+        return found if found is entry or entry in self._replaced else None
 
-class Registry:
-    """What was registered on one AsyncHooks; ``generation`` counts its apps."""
-
-    def __init__(self) -> None:
-        self.generation = 0
-        self.tasks: Names[Any] = Names("task")
-        self.receivers: Names[Any] = Names("receiver")
+    def all(self) -> Mapping[str, T]:
+        """Return every entry by each of its names."""
+        return self._entries  # A new one is made when an entry is added.
 
 
-class Owned:
-    """A connected callable that keeps out of apps that are not its registry's.
+class AppBound:
+    """A connected callable that keeps out of the apps of other AsyncHooks.
 
     Signals are global and apps are not: every app's connections are there for every send.
     """
 
-    def __init__(self, name: str, registry: Registry) -> None:
+    def __init__(self, name: str, tasks: Registry[Any]) -> None:
         self.name = name
-        self._registry = weakref.ref(registry)  # Weak: a signal keeps what is connected alive.
+        self._tasks = weakref.ref(tasks)  # Weak: a signal keeps what is connected alive.
 
     def __call__(self, sender: Any, /, **kwargs: Any) -> Any:
         raise NotImplementedError
 
-    def belongs_to(self, registry: Registry, generation: int) -> bool:
-        return registry is self._registry() and self._is_current(registry, generation)
+    def is_for(self, tasks: Registry[Any]) -> bool:
+        """Tell whether ``tasks`` are those of the AsyncHooks that connected it."""
+        return tasks is self._tasks()
 
-    def _is_current(self, registry: Registry, generation: int) -> bool:
-        raise NotImplementedError
+
+def default_name(thing: Any) -> str:
+    """Return ``module.QualName``; for ``__main__``, the module that importing its file gives."""
+    module = thing.__module__
+    if module == "__main__":
+        main = sys.modules["__main__"]
+        spec = getattr(main, "__spec__", None)
+        if spec is not None:
+            module = spec.name.removesuffix(".__main__")
+        elif path := getattr(main, "__file__", None):
+            module = Path(path).stem
+    return f"{module}.{thing.__qualname__}"

@@ -109,12 +109,10 @@ class Ledger(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class State:
-    """``generation`` tells which of a registry's redefined local classes are this app's."""
-
     app: Flask
     config: Config
-    registry: Registry
-    generation: int
+    #: Those of the AsyncHooks that set the app up; it may serve other apps as well.
+    tasks: Registry[Any]
     context: Context
     signing: Signing
     replay_guard: ReplayGuard
@@ -133,7 +131,7 @@ class State:
 
     def task_of(self, envelope: Envelope) -> type[Any] | None:
         """Return the task that ``envelope`` names, or None if this app has none of that name."""
-        task: type[Any] | None = self.registry.tasks.find(envelope.task, self.generation)
+        task: type[Any] | None = self.tasks.find(envelope.task)
         return task
 
 

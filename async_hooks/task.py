@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
-import re
-import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timedelta
 from enum import IntFlag
-from pathlib import Path
 from random import uniform
 from typing import Any, ClassVar, NamedTuple
 
 import blinker
 from flask import current_app
 
-from .config import LONGEST, seconds
 from .context import current_run
 from .envelope import Envelope
 from .errors import AsyncHooksError, ConfigError, DataError, NoAppContext, OutboxRequired
+from .registry import default_name
 from .state import current_state
+from .validation import (
+    Wrong,
+    checked,
+    count,
+    delay_seconds,
+    is_text,
+    names,
+    needs_outbox,
+    optional,
+    priority_number,
+    queue_name,
+    seconds,
+)
 
 #: In a receiver's place: the envelope tells its task that a delivery was discarded.
 DISCARDED = "#discarded"
@@ -44,14 +54,6 @@ class SkipTask(Exception):
     """Raised by ``prepare_data``: launch nothing this time."""
 
 
-def waiting(value: Any) -> float:
-    """Return, in seconds, how long something waits.
-
-    :raises ValueError: if that is no time, or more than ten years.
-    """
-    return seconds(value, or_none_at_all=True, longest=LONGEST)
-
-
 class Retry(Exception):
     """Raised by a receiver or ``run_action``: try again, after so many seconds if given.
 
@@ -60,7 +62,7 @@ class Retry(Exception):
 
     def __init__(self, message: str = "", *, after: float | timedelta | None = None) -> None:
         super().__init__(message)
-        self.after = None if after is None else waiting(after)
+        self.after = None if after is None else delay_seconds(after)
 
 
 class Discard(Exception):
@@ -249,30 +251,20 @@ def ref_of(task: type[AsyncTask], envelope: Envelope) -> str | None:
     raise DataError(f"The ref of task {task.name!r} is no text of up to 255 characters.")
 
 
-def is_text(value: Any, longest: int) -> bool:
-    """Tell whether ``value`` is text that every database takes: no NUL, no half characters."""
-    if not isinstance(value, str) or len(value) > longest:
-        return False
-    return re.search("[\0\ud800-\udfff]", value) is None
-
-
 def exponential(failures: int) -> float:
     """Return the seconds to wait after so many failures: 5, 15, 45 … up to an hour, ± 20 %."""
     exponent = min(max(failures, 1) - 1, 10)  # No failure count can overflow it.
     return min(5.0 * 3.0**exponent, LONGEST_BACKOFF) * uniform(0.8, 1.2)  # noqa: S311
 
 
-_KEPT_BY_OUTBOX = (
+_FOR_OUTBOX = (
     *("queue", "delay", "max_attempts", "backoff", "unique_key", "ref", "finish", "discarded"),
 )
 
 
-def wish_for_outbox(task: type[AsyncTask]) -> str | None:
-    """Return the first thing that ``task`` declares and only an outbox can keep."""
-    for key in _KEPT_BY_OUTBOX:
-        if getattr(task, key) != getattr(AsyncTask, key):
-            return key
-    return None
+def option_for_outbox(task: type[AsyncTask]) -> str | None:
+    """Return the first option that ``task`` declares and that needs an outbox."""
+    return next((k for k in _FOR_OUTBOX if getattr(task, k) != getattr(AsyncTask, k)), None)
 
 
 def check(task: type[AsyncTask]) -> None:
@@ -286,80 +278,22 @@ def check(task: type[AsyncTask]) -> None:
     if not hasattr(task, "action"):
         raise ConfigError(f"{where!r} has no 'action'. Set it to the signal that triggers it.")
     action_name(task.action)
-    if not isinstance(task.auth_level, int) or not task.auth_level & Auth.BOTH:
-        raise ConfigError(
-            f"{where!r}: expected 'auth_level' to be an Auth, got: {task.auth_level!r}"
-        )
-    check_priority(task.priority, where)
-    check_timeout(task.timeout, where)
-    checked_aliases(task.aliases, where)
-    check_seconds(task.delay, where, "delay", or_none_at_all=True)
-    check_max_attempts(task.max_attempts, where)
-    check_queue(task.queue, where)
+    for key, check_value in _CHECKS.items():
+        checked(check_value, getattr(task, key), key, where=where)
 
 
-def check_timeout(timeout: Any, where: str) -> None:
-    if timeout is not None:
-        check_seconds(timeout, where, "timeout")
+def _auth_level(value: Any) -> Any:
+    if isinstance(value, int) and value & Auth.BOTH:
+        return value
+    raise Wrong("an Auth")
 
 
-def check_seconds(value: Any, where: str, key: str, *, or_none_at_all: bool = False) -> float:
-    """Return ``value`` in seconds.
-
-    :raises ConfigError: if it is no time.
-    """
-    try:
-        return waiting(value) if or_none_at_all else seconds(value)
-    except ValueError as wrong:
-        raise ConfigError(f"{where!r}: expected {key!r} to be {wrong}, got: {value!r}") from None
-
-
-def check_max_attempts(value: Any, where: str) -> None:
-    if value is not None and (type(value) is not int or value < 1):
-        raise ConfigError(
-            f"{where!r}: expected 'max_attempts' to be a positive whole number, got: {value!r}"
-        )
-
-
-def check_priority(value: Any, where: str) -> None:
-    if type(value) is not int or abs(value) > 1_000_000:
-        raise ConfigError(
-            f"{where!r}: expected 'priority' to be an int, up to a million, got: {value!r}"
-        )
-
-
-def check_queue(value: Any, where: str) -> None:
-    if not value or not is_text(value, 100):
-        raise ConfigError(
-            f"{where!r}: expected 'queue' to be a name of up to 100 characters, got: {value!r}"
-        )
-
-
-def checked_aliases(aliases: Iterable[str], where: str) -> tuple[str, ...]:
-    """Return ``aliases`` as a tuple.
-
-    :raises ConfigError: if they are one string, which is a sequence of letters, or no strings.
-    """
-    if isinstance(aliases, str) or not all(isinstance(alias, str) for alias in aliases):
-        raise ConfigError(f"{where!r}: expected 'aliases' to be a tuple of names, got: {aliases!r}")
-    return tuple(aliases)
-
-
-def needs_outbox(key: str, whose: str) -> str:
-    return (
-        f"{key!r} of {whose} needs an outbox. Set 'ASYNC_HOOKS_OUTBOX', e.g. to "
-        "'sqlite:///async_hooks.db', or leave it out."
-    )
-
-
-def default_name(thing: Any) -> str:
-    """Return ``module.QualName``; for ``__main__``, the module that importing its file gives."""
-    module = thing.__module__
-    if module == "__main__":
-        main = sys.modules["__main__"]
-        spec = getattr(main, "__spec__", None)
-        if spec is not None:
-            module = spec.name.removesuffix(".__main__")
-        elif path := getattr(main, "__file__", None):
-            module = Path(path).stem
-    return f"{module}.{thing.__qualname__}"
+_CHECKS: Mapping[str, Callable[[Any], Any]] = {
+    "auth_level": _auth_level,
+    "priority": priority_number,
+    "timeout": optional(seconds),
+    "aliases": names,
+    "delay": delay_seconds,
+    "max_attempts": optional(count),
+    "queue": queue_name,
+}

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from flask import Flask
 
 from async_hooks import AsyncHooks, ConfigError, DataError, OutboxRequired
+from async_hooks.jobs import Job
 from tests.support.apps import make_app, plain_app
 
 
@@ -101,3 +103,23 @@ def test_options_are_a_task_s() -> None:
 def test_another_option_is_refused() -> None:
     with pytest.raises(ConfigError, match="'retries' is no option of a job"):
         AsyncHooks().job(retries=3)(named)
+
+
+def test_a_job_that_a_factory_defined_before_runs_as_its_newest() -> None:
+    hooks = AsyncHooks()
+    ran: list[int] = []
+
+    def create_app(number: int) -> tuple[Flask, Job[[], None]]:
+        app = plain_app(ASYNC_HOOKS_TRANSPORT="eager")
+        hooks.init_app(app)
+
+        @hooks.job
+        def clean() -> None:
+            ran.append(number)
+
+        return app, clean
+
+    for app, job in [create_app(number) for number in range(2)]:
+        with app.app_context():
+            job.enqueue()
+    assert ran == [1, 1]

@@ -19,7 +19,7 @@ from async_hooks import (
     async_signal,
     current_envelope,
 )
-from tests.support.apps import make_app, make_task
+from tests.support.apps import make_app, make_task, plain_app
 from tests.support.facts import Facts
 
 
@@ -142,38 +142,49 @@ def test_one_extension_serves_several_apps(action: str) -> None:
     assert received == [(apps[0], {}), (apps[1], {})]
 
 
-def test_a_factory_called_twice_gives_each_app_its_own_closures(action: str) -> None:
+@pytest.mark.parametrize("registers_first", [False, True])
+def test_of_what_a_factory_defines_at_each_call_the_newest_runs_and_nothing_beside_it(
+    action: str, *, registers_first: bool
+) -> None:
     hooks = AsyncHooks()
+    said: list[Any] = []
 
-    def create_app(said: list[str]) -> Flask:
-        app = Flask("tests.app")
-        app.config.update(SECRET_KEY="k" * 32, ASYNC_HOOKS_TRANSPORT="eager")
-        hooks.init_app(app)
+    def create_app(number: int) -> Flask:
+        app = plain_app(ASYNC_HOOKS_TRANSPORT="eager")
+        if not registers_first:
+            hooks.init_app(app)
 
         @hooks.register
         class Local(AsyncTask):
             action = name
 
             def prepare_data(self, sender: Any, /) -> dict[str, Any]:
-                said.append("prepared")
+                said.append(("prepared", number))
                 return {}
 
         @hooks.receiver(name)
         def receive(sender: Flask) -> None:
-            said.append("received")
+            said.append(("received", number))
 
+        if registers_first:
+            hooks.init_app(app)
+        app.add_url_rule("/", view_func=lambda: Local.dispatch({}))
         return app
 
     name = action
-    first: list[str] = []
-    second: list[str] = []
-    apps = [create_app(first), create_app(second)]
-    with apps[0].app_context():
-        blinker.signal(action).send()
-    assert (first, second) == (["prepared", "received"], [])
-    with apps[1].app_context():
-        blinker.signal(action).send()
-    assert (first, second) == (["prepared", "received"],) * 2
+    apps: list[Flask] = []
+    for number in range(3):
+        apps.append(create_app(number))
+        for app in apps:
+            said.clear()
+            with app.app_context():
+                blinker.signal(action).send()
+            assert said == [("prepared", number), ("received", number)]
+            said.clear()
+            app.test_client().get("/")
+            assert said == [("received", number)]
+    assert len(blinker.signal(action).receivers) == 1
+    assert len(async_signal(action).receivers) == 1
 
 
 def test_a_dead_app_leaves_no_connections(action: str) -> None:
@@ -362,32 +373,6 @@ def test_children_of_a_fan_out_are_paid_from_the_budget(action: str) -> None:
         hooks.receiver(action, name=name)(lambda sender: None)
     with app.app_context(), pytest.raises(DepthExceeded, match="Receiver 'three' would be one"):
         task.dispatch({})
-
-
-def test_a_factory_that_registers_first_gives_each_app_its_own_closures(action: str) -> None:
-    hooks = AsyncHooks()
-
-    def create_app(said: list[str]) -> Flask:
-        @hooks.register
-        class Local(AsyncTask):
-            action = name
-
-            def prepare_data(self, sender: Any, /) -> dict[str, Any]:
-                said.append("prepared")
-                return {}
-
-        app = Flask("tests.app")
-        app.config.update(SECRET_KEY="k" * 32, ASYNC_HOOKS_TRANSPORT="eager")
-        hooks.init_app(app)
-        return app
-
-    name = action
-    said: list[list[str]] = [[], [], []]
-    apps = [create_app(notes) for notes in said]
-    for number, app in enumerate(apps):
-        with app.app_context():
-            blinker.signal(action).send()
-        assert [len(notes) for notes in said] == [1] * (number + 1) + [0] * (2 - number)
 
 
 def test_a_wrong_priority_is_refused_and_loses_nothing(action: str, facts: Facts) -> None:

@@ -17,7 +17,7 @@ from requests import auth as requests_auth
 from async_hooks import TransportError
 from async_hooks.envelope import Envelope
 from async_hooks.errors import AddressUnknown, ConnectionBroken, NotConsumed
-from async_hooks.receivers import timeout_of
+from async_hooks.receivers import options_of
 from async_hooks.state import state_of
 from async_hooks.transports.address import Address
 from async_hooks.transports.client import Answer
@@ -465,7 +465,7 @@ def test_the_timeout_is_the_receivers_the_tasks_or_the_configured(action: str) -
     hooks.receiver(action, name="other")(lambda sender: None)
 
     def of(envelope: Envelope) -> float:
-        return timeout_of(state_of(app), envelope)
+        return options_of(state_of(app), envelope).timeout
 
     assert of(Envelope(id="1", task="plain", body="{}")) == 7
     assert of(Envelope(id="1", task="slow", body="{}")) == 60
@@ -480,7 +480,7 @@ def test_the_only_receivers_timeout_is_the_tasks(action: str) -> None:
     app, hooks = make_app()
     make_task(hooks, action, name="t", timeout=60)
     hooks.receiver(action, timeout=90)(lambda sender: None)
-    assert timeout_of(state_of(app), Envelope(id="1", task="t", body="{}")) == 90
+    assert options_of(state_of(app), Envelope(id="1", task="t", body="{}")).timeout == 90
 
 
 def own(server: Server, **config: Any) -> Loopback:

@@ -47,7 +47,7 @@ def check(as_json: bool) -> int:
 
 def _without_receivers(state: State) -> list[str]:
     """Return warnings of what is not an error in an app that is still being written."""
-    tasks = {task.name: task for _, task in state.registry.tasks.all(state.generation)}
+    tasks = {task.name: task for task in state.tasks.all().values()}
     if not tasks:
         return ["No task is registered. Does your app factory import the tasks' module?"]
     return [
@@ -59,7 +59,7 @@ def _without_receivers(state: State) -> list[str]:
 
 def _explain_unknown(state: State, waiting: Any) -> str:
     what = f"Task {waiting.task!r}"
-    if state.registry.tasks.find(waiting.task, state.generation) is not None:
+    if state.tasks.find(waiting.task) is not None:
         what = f"Receiver {waiting.receiver!r} of task {waiting.task!r}"
     return (
         f"{what} is unknown to this code, and has {counted(waiting.count, 'unfinished ')}. If it "

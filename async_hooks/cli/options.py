@@ -13,7 +13,7 @@ from ..delivery import DeliveryState
 from ..errors import AsyncHooksError
 from ..log import one_line
 from ..state import current_state
-from ..task import needs_outbox
+from ..validation import needs_outbox
 
 if TYPE_CHECKING:  # Comes with an optional extra.
     from ..outbox.admin import Outbox

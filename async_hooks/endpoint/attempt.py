@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..delivery import Addition, Terms
@@ -11,7 +11,8 @@ from ..envelope import Envelope
 from ..errors import AsyncHooksError, DepthExceeded
 from ..receivers import call, find_receiver, receivers_of
 from ..state import State
-from ..task import DISCARDED, AsyncTask, Discard, Retry, async_signal, is_text, ref_of
+from ..task import DISCARDED, AsyncTask, Discard, Retry, async_signal, ref_of
+from ..validation import is_text
 from ..verdict import Outcome, Verdict
 
 #: Where a Run lies in its request's environ. No client can put one there: theirs are strings.
@@ -39,6 +40,7 @@ class Run:
         self.additions: list[Addition] = []
         self._budget = envelope.budget
         self._children: set[str] = set()
+        self._receivers: dict[type[AsyncTask], Mapping[str, Callable[..., Any]]] = {}
 
     @property
     def is_split(self) -> bool:
@@ -55,11 +57,17 @@ class Run:
         self.exception = error
         self.verdict = _verdict_on(error)
 
+    def receivers_of(self, task: type[AsyncTask]) -> Mapping[str, Callable[..., Any]]:
+        """Return the receivers that ``task`` reaches, by name; looked up once in a run."""
+        if task not in self._receivers:
+            self._receivers[task] = receivers_of(self.state, task, anonymous=self.anonymous)
+        return self._receivers[task]
+
     def send(self, task: type[AsyncTask], kwargs: Mapping[str, Any]) -> list[Any]:
         """Reach the receivers of the task's async signal: the only one here, several elsewhere."""
         if not self.launching:
             raise AsyncHooksError("'send' works inside run_action, not after it.")
-        receivers = receivers_of(self.state, task, anonymous=self.anonymous)
+        receivers = self.receivers_of(task)
         if self.envelope.receiver is not None:
             receivers = {self.envelope.receiver: _wanted(receivers, self.envelope.receiver, task)}
         if len(receivers) > 1:

@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError, OutboxUnavailable
-from ..receivers import receivers_of
 from ..signals import send, task_failed
 from ..snapshot import snapshot
 from ..task import AsyncTask
@@ -87,7 +86,7 @@ def finish(run: Run) -> None:
 
 def _in_order(run: Run, task: type[AsyncTask], gathered: Mapping[str, Any]) -> list[Any]:
     """Return the receivers' results in the order of their connection."""
-    known = [*receivers_of(run.state, task, anonymous=run.anonymous)]
+    known = [*run.receivers_of(task)]
     names = [name for name in known if name in gathered]
     names += sorted(gathered.keys() - set(names))
     # What a run for one receiver returns is, by default, a list of its one result.

@@ -14,7 +14,7 @@ from flask import Flask, Response, abort, request
 
 from ..envelope import Envelope
 from ..errors import OutboxUnavailable
-from ..receivers import find_receiver, receivers_of
+from ..receivers import find_receiver
 from ..signals import send, task_failed, task_started, task_succeeded
 from ..task import AsyncTask, Discard, Retry, admits
 from ..verdict import Outcome, Verdict
@@ -132,8 +132,7 @@ def _has_receiver(run: Run, task: type[AsyncTask]) -> bool:
     # Without an outbox, nobody waits for it.
     if name is None or run.envelope.lease is None or run.is_after_the_end:
         return True
-    receivers = receivers_of(run.state, task, anonymous=run.anonymous)
-    return find_receiver(receivers, name) is not None
+    return find_receiver(run.receivers_of(task), name) is not None
 
 
 def _unknown(envelope: Envelope) -> str:

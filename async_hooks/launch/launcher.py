@@ -17,32 +17,22 @@ from ..delivery import Addition, Terms
 from ..envelope import Envelope, new_id
 from ..errors import AsyncHooksError, ConfigError, DataError, DepthExceeded, OutboxUnavailable
 from ..log import one_line
-from ..registry import Owned, Registry
+from ..registry import AppBound, Registry
 from ..signals import send, task_failed, task_launched
 from ..snapshot import plain, snapshot
 from ..state import KEY, State, state_of
-from ..task import (
-    AsyncTask,
-    Auth,
-    LaunchOptions,
-    SkipTask,
-    admits,
-    check_priority,
-    check_queue,
-    check_seconds,
-    is_text,
-    ref_of,
-)
+from ..task import AsyncTask, Auth, LaunchOptions, SkipTask, admits, ref_of
+from ..validation import checked, delay_seconds, is_text, priority_number, queue_name
 from .after_response import hand_over, wake
 
 logger = logging.getLogger("async_hooks")
 
 
-class Trigger(Owned):
+class Trigger(AppBound):
     """What is connected to a task's action: launches it, in an app that has the task."""
 
-    def __init__(self, task: type[AsyncTask], registry: Registry) -> None:
-        super().__init__(task.name, registry)
+    def __init__(self, task: type[AsyncTask], tasks: Registry[type[AsyncTask]]) -> None:
+        super().__init__(task.name, tasks)
         self._task = task
         self._reported = False
 
@@ -54,15 +44,12 @@ class Trigger(Owned):
             self._report_no_context()
             return None
         state: State | None = app.extensions.get(KEY)
-        if state is None or not self.belongs_to(state.registry, state.generation):
+        if state is None or not self.is_for(state.tasks):
             return None
         run = current_run.get(None)
         if run is not None and not run.launching:
             return None
         return _trigger(state, self._task, sender, kwargs)
-
-    def _is_current(self, registry: Registry, generation: int) -> bool:
-        return registry.tasks.find(self.name, generation) is self._task
 
     def _report_no_context(self) -> None:
         if not self._reported:
@@ -113,11 +100,13 @@ class Launcher:
         options: LaunchOptions,
     ) -> str:
         state = state_of(self._app)
-        if state.registry.tasks.find(task.name, state.generation) is not task:
+        registered: type[AsyncTask] | None = state.tasks.newest(task)
+        if registered is None:
             raise ConfigError(
                 f"Task {task.name!r} is not registered for {self._app.name!r}. "
                 "Decorate it with @hooks.register."
             )
+        task = registered
         run = current_run.get(None)
         if run is not None and not run.launching:
             raise AsyncHooksError(
@@ -125,7 +114,7 @@ class Launcher:
                 "run_action. Dispatch it where async_hooks.current_envelope is false."
             )
         if priority is not None:
-            check_priority(priority, task.name)
+            checked(priority_number, priority, "priority", where=task.name)
         if user is None:
             user = _visitor(state, task)
         if not admits(task.auth_level, anonymous=user is None):
@@ -267,9 +256,9 @@ def _terms(task: type[AsyncTask], envelope: Envelope, options: LaunchOptions) ->
     """
     if not is_text(task.name, 255):
         raise ConfigError(f"{task.name!r}: an outbox keeps names of up to 255 characters.")
-    delay = check_seconds(options.delay or task.delay, task.name, "delay", or_none_at_all=True)
+    delay = checked(delay_seconds, options.delay or task.delay, "delay", where=task.name)
     queue = task.queue if options.queue is None else options.queue
-    check_queue(queue, task.name)
+    checked(queue_name, queue, "queue", where=task.name)
     run_at: float | None = time.time() + delay if delay else None
     if options.run_at is not None:
         if options.delay:

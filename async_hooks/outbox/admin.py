@@ -11,13 +11,13 @@ from typing import Any
 from flask import Flask
 from sqlalchemy import exc
 
-from ..config import seconds
 from ..delivery import FINAL, Delivery, DeliveryState
 from ..envelope import Envelope
 from ..errors import OutboxUnavailable
 from ..host.liveness import has_ended
-from ..receivers import kinds_of, max_attempts_of
+from ..receivers import kinds_of, options_of
 from ..state import state_of
+from ..validation import seconds, seconds_or_zero
 from . import queries as upkeep
 from . import schema, store
 from .ledger import Ledger
@@ -189,7 +189,7 @@ class Outbox:
 
     def purging(self, older_than: float | timedelta) -> Iterable[int]:
         """Do the same in short transactions, and return how many each deleted."""
-        before = self._ledger.now() - seconds(older_than, or_none_at_all=True)
+        before = self._ledger.now() - seconds_or_zero(older_than)
         while True:
             number = self._ledger.purge(before)
             yield number
@@ -198,7 +198,7 @@ class Outbox:
 
     def purgeable(self, older_than: float | timedelta) -> int:
         """Return how many a purge would delete."""
-        before = self._ledger.now() - seconds(older_than, or_none_at_all=True)
+        before = self._ledger.now() - seconds_or_zero(older_than)
         return self._ledger.database.read(lambda c: upkeep.count_old(c, before=before))
 
     def migrate(self) -> tuple[int, int]:
@@ -327,7 +327,7 @@ class Outbox:
             state=state,
             attempts=row.attempts,
             crashes=row.crashes,
-            max_attempts=max_attempts_of(state_of(self._app), envelope),
+            max_attempts=options_of(state_of(self._app), envelope).max_attempts,
             run_at=_moment(row.run_at),
             created_at=_moment(row.created_at),
             finished_at=_moment(row.finished_at) if state in FINAL else None,

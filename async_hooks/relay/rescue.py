@@ -11,7 +11,7 @@ from flask import Flask
 
 from ..config import Config
 from ..host.per_process import PerProcess
-from ..receivers import timeout_of
+from ..receivers import options_of
 from ..state import state_of
 from .notes import Notes
 from .outcomes import LOST
@@ -138,7 +138,7 @@ class Rescue:
         running = list(self._ledger.me.running.values())
         sight.overdue &= {run.envelope.lease for run in running}
         for envelope, since in running:
-            limit = timeout_of(state_of(self._app), envelope) + _MARGIN
+            limit = options_of(state_of(self._app), envelope).timeout + _MARGIN
             if time.monotonic() - since > limit and envelope.lease not in sight.overdue:
                 sight.overdue.add(envelope.lease)
                 error = f"It ran for more than {limit:g} seconds."

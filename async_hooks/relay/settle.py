@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING
 
 from flask import Flask
 
-from ..config import LONGEST, Config
+from ..config import Config
 from ..delivery import Addition, Terms
 from ..envelope import Envelope, new_id
 from ..errors import OutboxUnavailable, TimedOut, TransportError
-from ..receivers import backoff_of, max_attempts_of, timeout_of
+from ..receivers import options_of
 from ..signals import send_in_context, task_discarded, task_failed, task_retrying
 from ..state import state_of
 from ..task import DISCARDED, AsyncTask
+from ..validation import LONGEST
 from ..verdict import Outcome, Verdict
 from .notes import Notes
 from .outcomes import CRASHED, Action, Rule, rule_for
@@ -153,14 +154,15 @@ class Settler:
         self, envelope: Envelope, rule: Rule, after: float | None, failures: int, crashes: int
     ) -> float | None:
         """Return when to try again after so many failures and crashes; None to discard."""
-        state, now = state_of(self._app), self._ledger.now()
+        now = self._ledger.now()
         if envelope.receiver == DISCARDED or rule.action is Action.DISCARD:
             return None
         if rule.action is Action.AT_ONCE:
             return now if crashes < self._config.max_crashes else None
-        if failures >= max_attempts_of(state, envelope):
+        options = options_of(state_of(self._app), envelope)
+        if failures >= options.max_attempts:
             return None
-        wait = backoff_of(state, envelope, failures) if after is None else after
+        wait = options.backoff(failures) if after is None else after
         return now + min(max(0.0, wait), LONGEST)
 
     def _on_discard(self, envelope: Envelope, error: str) -> list[Addition]:
@@ -190,7 +192,7 @@ class Settler:
 
     def _await(self, envelope: Envelope) -> None:
         """Leave the attempt to the process that runs it, for as long as it may take."""
-        timeout = timeout_of(state_of(self._app), envelope)
+        timeout = options_of(state_of(self._app), envelope).timeout
         self._notes().awaited[envelope.id] = (envelope, self._monotonic() + timeout)
         self._notes().notifier.ring()
 

@@ -23,7 +23,7 @@ from ..errors import (
     Unreachable,
 )
 from ..host.per_process import PerProcess
-from ..receivers import timeout_of
+from ..receivers import options_of
 from ..signing import VERDICT_HEADER
 from ..state import state_of
 from ..verdict import Verdict
@@ -55,7 +55,7 @@ class Loopback:
         url = self._address.url
         if url is None:
             url = self._confirm()
-        return self._post(url, envelope, timeout_of(state_of(self._app), envelope))
+        return self._post(url, envelope, options_of(state_of(self._app), envelope).timeout)
 
     def ping(self, url: str) -> Verdict:
         """Ask at ``url`` whether this app is there. It runs nothing.

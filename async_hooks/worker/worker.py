@@ -18,13 +18,13 @@ from flask import Flask
 
 from ..envelope import Envelope
 from ..errors import ConfigError, OutboxRequired
-from ..receivers import timeout_of
+from ..receivers import options_of
 from ..relay.claims import POLL, Claims
 from ..relay.relay import Relay
 from ..signals import send_in_context, worker_started, worker_stopped
 from ..state import KEY, State, state_of
-from ..task import needs_outbox
 from ..transports.in_process import InProcess
+from ..validation import needs_outbox
 
 if TYPE_CHECKING:
     from ..outbox.ledger import Ledger
@@ -161,7 +161,7 @@ class Work:
         """Tell whether every thread is busy with a run that was given up: none can be stopped."""
         runs = list(self._ledger.me.running.values())
         return len(runs) >= self._options.concurrency and all(
-            time.monotonic() - since > timeout_of(self._state, envelope) + 4 * POLL
+            time.monotonic() - since > options_of(self._state, envelope).timeout + 4 * POLL
             for envelope, since in runs
         )
 
