@@ -28,7 +28,7 @@ from .launch.after_response import HandOver, is_served
 from .launch.launcher import Launcher, Trigger
 from .receivers import Receiver
 from .recorder import Recorder, recording
-from .registry import AppBound, Registry
+from .registry import Registry
 from .relay.relay import Immediate, Relay
 from .signing import SKEW, Signing
 from .state import KEY, State, Transport, current_state, state_of
@@ -174,10 +174,10 @@ class AsyncHooks:
     def _add_task(self, task: type[AsyncTask]) -> bool:
         """Know ``task`` by its name; return whether it is new."""
         check(task)
-        if self._tasks.find(task.name) is task:
-            return False
         if self._lacks_outbox:
             _refuse("task", task.name, option_for_outbox(task))
+        if self._tasks.find(task.name) is task:
+            return False
         self._add(self._tasks, task, task)
         return True
 
@@ -294,7 +294,7 @@ class AsyncHooks:
         for receiver in self._receivers.all().values():
             _refuse("receiver", receiver.name, receiver.option_for_outbox())
 
-    def _connect(self, entry: Any, signal: blinker.Signal, bound: AppBound) -> None:
+    def _connect(self, entry: Any, signal: blinker.Signal, bound: Callable[..., Any]) -> None:
         # Signals outlive apps: the connection ends with the tasks of the apps that it is for.
         signal.connect(bound, weak=False)
         end = weakref.finalize(self._tasks, signal.disconnect, bound)

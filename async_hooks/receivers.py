@@ -177,7 +177,7 @@ def awaited(app: Flask, result: Any) -> Any:
     return run()
 
 
-def _connected(signal: blinker.Signal, state: State) -> Iterator[Callable[..., Any]]:
+def _connected(signal: blinker.Signal, state: State) -> Iterator[Any]:
     # blinker calls receivers in the order of memory addresses, but keeps the order they came in.
     reached = list(signal.receivers_for(state.app))
     for reference in list(signal.receivers.values()):

@@ -77,7 +77,7 @@ class Registry(Generic[T]):
 
 
 class AppBound:
-    """A connected callable that keeps out of the apps of other AsyncHooks.
+    """What is connected to a signal and keeps out of the apps of other AsyncHooks.
 
     Signals are global and apps are not: every app's connections are there for every send.
     """
@@ -85,9 +85,6 @@ class AppBound:
     def __init__(self, name: str, tasks: Registry[Any]) -> None:
         self.name = name
         self._tasks = weakref.ref(tasks)  # Weak: a signal keeps what is connected alive.
-
-    def __call__(self, sender: Any, /, **kwargs: Any) -> Any:
-        raise NotImplementedError
 
     def is_for(self, tasks: Registry[Any]) -> bool:
         """Tell whether ``tasks`` are those of the AsyncHooks that connected it."""

@@ -17,10 +17,10 @@ from .errors import AsyncHooksError, ConfigError, DataError, NoAppContext, Outbo
 from .registry import default_name
 from .state import current_state
 from .validation import (
-    Wrong,
     checked,
     count,
     delay_seconds,
+    expecting,
     is_text,
     names,
     needs_outbox,
@@ -282,14 +282,10 @@ def check(task: type[AsyncTask]) -> None:
         checked(check_value, getattr(task, key), key, where=where)
 
 
-def _auth_level(value: Any) -> Any:
-    if isinstance(value, int) and value & Auth.BOTH:
-        return value
-    raise Wrong("an Auth")
-
-
 _CHECKS: Mapping[str, Callable[[Any], Any]] = {
-    "auth_level": _auth_level,
+    "auth_level": expecting(
+        "an Auth", lambda value: isinstance(value, int) and bool(value & Auth.BOTH)
+    ),
     "priority": priority_number,
     "timeout": optional(seconds),
     "aliases": names,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from datetime import timedelta
+from math import inf
 from typing import Any, TypeVar
 
 from .errors import ConfigError
@@ -44,76 +45,53 @@ def optional(check: Callable[[Any], T]) -> Callable[[Any], T | None]:
     return lambda value: None if value is None else check(value)
 
 
-def seconds(value: Any) -> float:
-    """Return a positive time, given in seconds or as a timedelta, in seconds."""
-    found = _seconds(value)
-    if found is None or found == 0:
-        raise Wrong("a positive number of seconds")
-    return found
-
-
-def seconds_or_zero(value: Any) -> float:
-    """Return a time as :func:`seconds` does; it may be no time at all."""
-    found = _seconds(value)
-    if found is None:
-        raise Wrong("a number of seconds, 0 or more")
-    return found
-
-
-def delay_seconds(value: Any) -> float:
-    """Return how long something waits: a time, or none at all, but no more than ten years."""
-    found = _seconds(value)
-    if found is None or found > LONGEST:
-        raise Wrong("a number of seconds, 0 or more, at most ten years")
-    return found
-
-
-def _seconds(value: Any) -> float | None:
-    if isinstance(value, timedelta):
-        value = value.total_seconds()
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return float(value) if is_number and 0 <= value < float("inf") else None
-
-
-def count(value: Any) -> int:
-    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
-        return value
-    raise Wrong("a positive whole number")
-
-
-def priority_number(value: Any) -> int:
-    if type(value) is int and abs(value) <= 1_000_000:
-        return value
-    raise Wrong("an int, up to a million")
-
-
-def flag(value: Any) -> bool:
-    if isinstance(value, bool):
-        return value
-    raise Wrong("True or False")
-
-
-def one_of(*values: Any) -> Callable[[Any], Any]:
-    """Return the check that accepts these values only."""
+def expecting(expected: str, accepts: Callable[[Any], bool]) -> Callable[[Any], Any]:
+    """Return the check that takes what ``accepts`` does, and says of the rest what it expected."""
 
     def check(value: Any) -> Any:
-        if value in values:
+        if accepts(value):
             return value
-        raise Wrong(" or ".join(repr(known) for known in values))
+        raise Wrong(expected)
 
     return check
 
 
-def name(value: Any) -> str:
-    if isinstance(value, str) and value:
-        return value
-    raise Wrong("a name")
+def one_of(*values: Any) -> Callable[[Any], Any]:
+    return expecting(" or ".join(repr(value) for value in values), lambda value: value in values)
 
 
-def queue_name(value: Any) -> str:
-    if value and is_text(value, 100):
-        return str(value)
-    raise Wrong("a name of up to 100 characters")
+def _time(expected: str, accepts: Callable[[float], bool]) -> Callable[[Any], float]:
+    """Return the check of a time, given in seconds or as a timedelta; it returns seconds."""
+
+    def check(value: Any) -> float:
+        if isinstance(value, timedelta):
+            value = value.total_seconds()
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and accepts(value):
+            return float(value)
+        raise Wrong(expected)
+
+    return check
+
+
+seconds = _time("a positive number of seconds", lambda value: 0 < value < inf)
+seconds_or_zero = _time("a number of seconds, 0 or more", lambda value: 0 <= value < inf)
+#: How long something waits.
+delay_seconds = _time(
+    "a number of seconds, 0 or more, at most ten years", lambda value: 0 <= value <= LONGEST
+)
+
+count = expecting(
+    "a positive whole number",
+    lambda value: isinstance(value, int) and not isinstance(value, bool) and value > 0,
+)
+priority_number = expecting(
+    "an int, up to a million", lambda value: type(value) is int and abs(value) <= 1_000_000
+)
+flag = expecting("True or False", lambda value: isinstance(value, bool))
+name = expecting("a name", lambda value: isinstance(value, str) and value != "")
+queue_name = expecting(
+    "a name of up to 100 characters", lambda value: value != "" and is_text(value, 100)
+)
 
 
 def names(value: Any) -> tuple[str, ...]:
