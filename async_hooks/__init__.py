@@ -1,5 +1,6 @@
 """Do slow work after a Flask request: send a signal, and it runs in a request of its own."""
 
+from .actions import async_signal as async_signal
 from .context import current_envelope as current_envelope
 from .delivery import Delivery as Delivery
 from .delivery import DeliveryState as DeliveryState
@@ -21,6 +22,5 @@ from .task import Auth as Auth
 from .task import Discard as Discard
 from .task import Retry as Retry
 from .task import SkipTask as SkipTask
-from .task import async_signal as async_signal
 
 __version__ = "0.1.0.dev0"

@@ -15,7 +15,7 @@ from .validation import (
     checked,
     count,
     flag,
-    name,
+    is_text,
     one_of,
     optional,
     seconds,
@@ -84,6 +84,14 @@ def _auth(value: Any) -> Any:
     raise Wrong("a (user, password) pair or a requests AuthBase object", secret=True)
 
 
+def _audience(value: Any) -> tuple[str, ...]:
+    found = (value,) if isinstance(value, str) else value
+    is_list = isinstance(found, (list, tuple)) and len(found) > 0
+    if is_list and all(each and is_text(each, 255) for each in found):
+        return tuple(found)
+    raise Wrong("a name of up to 255 characters, or a list of such names")
+
+
 def _split(url: str) -> SplitResult | None:
     try:
         parts = urlsplit(url)
@@ -123,7 +131,7 @@ class Config:
     max_bytes: int = _key(1024 * 1024, count)
     #: Launches from within runs from within runs ….
     max_depth: int = _key(10, count)
-    #: What a launch may lead to: the envelopes that its run launches, and theirs, and so on.
+    #: Launches that one run may make.
     max_launches: int = _key(10_000, count)
     #: Where deliveries wait: a database's URL, or 'app' for the app's own; None: in memory.
     outbox: str | None = _key(None, optional(_outbox))
@@ -133,9 +141,9 @@ class Config:
     relay: bool = _key(True, flag)
     #: Attempts that a receiver may fail before its delivery is discarded.
     max_attempts: int = _key(5, count)
-    #: Processes that a delivery may take with it before it is discarded.
+    #: Worker crashes after which a delivery is discarded.
     max_crashes: int = _key(3, count)
-    #: After so many silent seconds a process is taken for dead, where nothing shows it sooner.
+    #: Seconds without a heartbeat after which a process on another machine is presumed dead.
     lease: float = _key(15.0, seconds)
     #: How long finished deliveries are kept.
     keep: float = _key(7 * 24 * 3600.0, seconds)
@@ -147,8 +155,9 @@ class Config:
     headers: dict[str, str] = field(default_factory=dict, metadata={"check": _headers})
     #: Basic auth of the loopback.
     auth: Any = _key(None, _auth)
-    #: Whom tokens are for; None: the app's name. Deployments that share a SECRET_KEY differ here.
-    audience: str | None = _key(None, optional(name))
+    #: What the app's tokens and rows carry; of several names the first is written, all are read.
+    #: None: the app's name. Deployments that share a SECRET_KEY or an outbox differ here.
+    audience: tuple[str, ...] | None = _key(None, optional(_audience))
 
 
 def read(mapping: Mapping[str, Any]) -> Config:

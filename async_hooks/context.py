@@ -6,6 +6,7 @@ And what a run sees of itself: ``current_envelope``.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from typing import Any, Protocol, cast
@@ -15,7 +16,6 @@ from flask.ctx import RequestContext
 from flask.globals import request_ctx
 from werkzeug.local import LocalProxy
 
-from .delivery import Addition
 from .envelope import Envelope, Origin
 from .errors import ConfigError
 from .snapshot import snapshot
@@ -26,19 +26,15 @@ class RunningTask(Protocol):
 
     envelope: Envelope
     launching: bool
-    additions: list[Addition]
+    additions: list[Envelope]
 
     def send(self, task: type[Any], kwargs: Mapping[str, Any]) -> list[Any]: ...
 
-    def spend(self, what: str) -> None:
-        """Take one launch from the budget.
+    def count_launch(self, task: type[Any]) -> None:
+        """Count a launch of ``task`` by this run.
 
-        :raises DepthExceeded: if none is left.
+        :raises DepthExceeded: if it has made as many as are allowed, or is too deep for any.
         """
-        ...
-
-    def share(self, count: int) -> int:
-        """Return, and take, what each of ``count`` launches gets of the budget that is left."""
         ...
 
 
@@ -46,6 +42,8 @@ current_run: ContextVar[RunningTask] = ContextVar("async_hooks.run")
 
 #: The envelope that this request runs; falsy outside a run.
 current_envelope = cast(Envelope, LocalProxy(current_run, "envelope"))
+
+logger = logging.getLogger("async_hooks")
 
 Capture = Callable[[], Any]
 Restore = Callable[[Any], Any]
@@ -55,31 +53,38 @@ class Context:
     """What one AsyncHooks captures in the triggering request and restores in the fresh one."""
 
     def __init__(self) -> None:
-        self._identity: tuple[Capture, Restore] | None = None
+        self.identity: tuple[Capture, Restore] | None = None
+        #: What :meth:`redact` calls.
+        self.redaction: Callable[[Any], Any] = lambda value: value
         self._carried: dict[str, tuple[Capture, Restore]] = {}
-
-    def set_identity(self, capture: Capture, restore: Restore) -> None:
-        self._identity = (capture, restore)
 
     def add(self, name: str, capture: Capture, restore: Restore) -> None:
         if name in self._carried:
             raise ConfigError(f"{name!r} is already carried. Carry it once.")
         self._carried[name] = (capture, restore)
 
+    def redact(self, value: Any) -> Any:
+        """Return what is kept of a result or an error: nothing, where that can't be told."""
+        try:
+            return self.redaction(value)
+        except Exception:
+            logger.exception("What redacts results and errors failed: nothing is kept.")
+            return None
+
     def knows_visitors(self, app: Flask) -> bool:
-        return self._identity is not None or hasattr(app, "login_manager")
+        return self.identity is not None or hasattr(app, "login_manager")
 
     def visitor(self, app: Flask) -> Any:
         """Return who is visiting, as JSON can carry it; None if anonymous or not in a request."""
         if not self.knows_visitors(app) or request_of(app) is None:
             return None
-        return self._identity[0]() if self._identity is not None else _flask_login_visitor(app)
+        return self.identity[0]() if self.identity is not None else _flask_login_visitor(app)
 
     def restore_visitor(self, app: Flask, user: Any) -> None:
         """Make this request ``user``'s. Who it is then, :meth:`visitor` tells."""
-        if self._identity is not None:
+        if self.identity is not None:
             if user is not None:
-                self._identity[1](user)
+                self.identity[1](user)
         elif hasattr(app, "login_manager"):
             _flask_login_restore(app, user)
 
@@ -97,6 +102,11 @@ class Context:
         for name, value in json.loads(carried).items():
             if name in self._carried:
                 self._carried[name][1](value)
+
+
+def admits(level: int, *, anonymous: bool) -> bool:
+    """Tell whether a task of this ``auth_level`` is for such a visitor."""
+    return bool(int(level) & (2 if anonymous else 1))  # In the request: Flag's & is slow.
 
 
 def request_of(app: Flask) -> Request | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -11,35 +12,55 @@ from .envelope import Envelope
 
 
 class DeliveryState(StrEnum):
-    """``available`` is due at ``run_at``; the last three are final."""
+    """``available`` is due at ``run_at``; the last three are final.
+
+    ``held`` would be due, but something holds it; users see it as ``available``. ``waiting`` is a
+    delivery whose children are not all final.
+    """
 
     AVAILABLE = "available"
+    HELD = "held"
     EXECUTING = "executing"
+    WAITING = "waiting"
     COMPLETED = "completed"
     DISCARDED = "discarded"
     CANCELLED = "cancelled"
 
+    @property
+    def shown(self) -> DeliveryState:
+        """The state that users see."""
+        return DeliveryState.AVAILABLE if self is DeliveryState.HELD else self
+
 
 FINAL = (DeliveryState.COMPLETED, DeliveryState.DISCARDED, DeliveryState.CANCELLED)
+#: Those that users see.
+SHOWN = tuple(state for state in DeliveryState if state.shown is state)
+UNFINISHED = tuple(state for state in DeliveryState if state not in FINAL)
 
 
-class Terms(NamedTuple):
-    """What a delivery keeps beside its envelope.
+class Claim(NamedTuple):
+    """By which process, and by which lease, a delivery is claimed."""
 
-    ``run_at`` is seconds since the epoch, None for at once.
+    process_id: str
+    lease: str
+
+
+class Ending(NamedTuple):
+    """What an attempt makes of its delivery when it ends.
+
+    ``state`` is final, or ``available`` for another attempt at ``run_at`` (seconds since the epoch;
+    None: as before). ``failures``, ``crashes`` are what it adds to the delivery's count; an attempt
+    that is ``unused`` is not counted at all. ``additions`` are added in the same transaction.
     """
 
-    queue: str = "default"
+    state: DeliveryState
     run_at: float | None = None
-    unique_key: str | None = None
-    ref: str | None = None
-
-
-class Addition(NamedTuple):
-    """An envelope that is to become a delivery."""
-
-    envelope: Envelope
-    terms: Terms
+    error: str | None = None
+    result: str | None = None
+    failures: int = 0
+    crashes: int = 0
+    unused: bool = False
+    additions: Sequence[Envelope] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +68,8 @@ class Delivery:
     """``attempts`` counts those that began, ``crashes`` those of them that killed their process.
 
     ``error`` is what the last attempt that did not succeed said. ``result`` is what ``run_action``
-    returned, as JSON can carry it. Times are aware UTC.
+    returned, as JSON can carry it. Times are aware UTC. ``data`` is a dict; it is None, and
+    ``error`` says why, where this code can't read the row.
     """
 
     id: str
@@ -65,7 +87,7 @@ class Delivery:
     finished_at: datetime | None
     error: str | None
     result: Any
-    data: dict[str, Any]
+    data: Any
     ref: str | None
 
     @property

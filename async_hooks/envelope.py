@@ -5,10 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from itertools import count
+import threading
+import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from .host.per_process import PerProcess
+
+#: Hexadecimal digits of an id that are its time: milliseconds since the epoch, 48 bits.
+_TIME = 12
 
 
 class Origin(NamedTuple):
@@ -24,10 +29,10 @@ class Envelope(NamedTuple):
 
     ``body`` and ``carried`` are JSON texts: a snapshot that no later change can reach.
     ``user`` is what the identity's ``capture`` returned, None for an anonymous visitor.
-    ``parent_id`` and ``receiver`` are set on the children of a fan-out only. ``budget`` is how
-    many envelopes its run, and all that follows from it, may launch. ``lease`` names the claim of
-    an outbox that this attempt belongs to; ``is_awaited`` says that its delivery counts as
-    unfinished as long as one of its children is.
+    ``parent_id`` and ``receiver`` are set on the children of a fan-out only. ``queue``, ``run_at``
+    (seconds since the epoch, None for at once), ``unique_key`` and ``ref`` are for an outbox;
+    ``lease`` names the claim of an outbox that this attempt belongs to; ``is_awaited`` says that
+    a delivery with a unique key is unfinished as long as this one is.
     """
 
     id: str
@@ -35,13 +40,16 @@ class Envelope(NamedTuple):
     body: str
     attempt: int = 1
     depth: int = 0
-    budget: int = 0
     user: Any = None
     carried: str = "{}"
     origin: Origin = Origin("http", "localhost", "")
     parent_id: str | None = None
     receiver: str | None = None
     priority: int = 10
+    queue: str = "default"
+    run_at: float | None = None
+    unique_key: str | None = None
+    ref: str | None = None
     lease: str | None = None
     is_awaited: bool = False
 
@@ -52,30 +60,46 @@ class Envelope(NamedTuple):
         return data
 
     def for_receiver(self, name: str) -> Envelope:
-        """The child that reaches only the receiver ``name``.
+        """Return the child that reaches only the receiver ``name``.
 
-        Its id follows from the parent's, so splitting twice yields the same children.
+        Its id follows from the parent's, so splitting twice yields the same children; it sorts
+        beside its parent's.
         """
-        digest = hashlib.sha256(f"{self.id}:{name}".encode())
-        child_id = digest.hexdigest()[:32]
-        return self._replace(id=child_id, parent_id=self.id, receiver=name, attempt=1, lease=None)
+        digest = hashlib.sha256(f"{self.id}:{name}".encode()).hexdigest()
+        return self._replace(
+            id=self.id[:_TIME] + digest[: 32 - _TIME],
+            parent_id=self.id,
+            receiver=name,
+            attempt=1,
+            run_at=None,
+            unique_key=None,
+            lease=None,
+        )
 
 
-class _Ids:
-    """A process's ids: 80 random bits and a counter.
+class Ids:
+    """Makes the ids of one process: time, a counter, and bits that no other process has.
 
-    Random bits for each id would cost a system call that gives up the GIL, in the request.
+    They sort in the order in which they were made, also while the clock is set back.
     """
 
-    def __init__(self) -> None:
-        self.prefix = os.urandom(10).hex()
-        self.counter = count()
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._milliseconds = self._counter = 0
+        # Random bits for each id would cost a system call that gives up the GIL, in the request.
+        self._process = os.urandom(6).hex()
+
+    def next(self) -> str:
+        with self._lock:
+            self._milliseconds = max(self._milliseconds, int(self._clock() * 1000))
+            self._counter += 1
+            return f"{self._milliseconds:012x}{self._counter & 0xFFFFFFFF:08x}{self._process}"
 
 
-_ids = PerProcess(_Ids)
+_ids = PerProcess(Ids)
 
 
 def new_id() -> str:
     """Return 32 hexadecimal digits that no other call returns, in any process."""
-    ids = _ids.get()
-    return f"{ids.prefix}{next(ids.counter):012x}"
+    return _ids[os.getpid()].next()

@@ -47,7 +47,8 @@ class TransportError(AsyncHooksError):
     """An envelope did not reach the endpoint, or no verdict came back.
 
     ``unsent`` is true when no byte of it left this process, so that it is safe to run it
-    elsewhere; false when the endpoint may have run it. ``cause`` names the kind of trouble.
+    elsewhere; false when the endpoint may have run it. ``cause`` names what went wrong in a word
+    or two: ``"unreachable"``, ``"timeout"``, ``"proxy"``…
     """
 
     unsent = False

@@ -1,12 +1,12 @@
-"""The composition root: the only room that wires the others."""
+"""The extension: what an app calls, and how it is set up."""
 
 from __future__ import annotations
 
-import logging
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import blinker
@@ -14,36 +14,26 @@ from flask import Flask, current_app, request_started
 
 from . import config as configuration
 from . import log
-from .config import Config
+from .actions import action_signal, async_signal
 from .context import Capture, Context, Restore
 from .endpoint import executor
 from .endpoint.attempt import ENDPOINT
 from .endpoint.endpoint import Endpoint
 from .errors import ConfigError, OutboxRequired
-from .host.replay import ReplayGuard
-from .jobs import METHODS, OPTIONS, Job, P, R
-from .launch import after_response as handover
-from .launch import launcher
-from .launch.after_response import HandOver, is_served
-from .launch.launcher import Launcher, Trigger
+from .jobs import Job, P, R
+from .launch.after_response import AfterResponse, at_teardown
+from .launch.launcher import Trigger
 from .receivers import Receiver
 from .recorder import Recorder, recording
 from .registry import Registry
-from .relay.relay import Immediate, Relay
-from .signing import SKEW, Signing
-from .state import KEY, State, Transport, current_state, state_of
-from .task import AsyncTask, action_name, action_signal, async_signal, check, option_for_outbox
+from .state import KEY, current_state, state_of
+from .task import AsyncTask, check, option_for_outbox
 from .transports.address import Address
-from .transports.eager import Eager
-from .transports.in_process import InProcess
-from .transports.loopback import Loopback
-from .validation import checked, count, needs_outbox, optional, seconds
+from .validation import needs_outbox
+from .wiring import keep_at_ends, wire
 
 if TYPE_CHECKING:  # Comes with an optional extra.
     from .outbox.admin import Outbox
-    from .outbox.ledger import Ledger
-
-logger = logging.getLogger("async_hooks")
 
 Task = TypeVar("Task", bound=type[AsyncTask])
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -57,8 +47,8 @@ class AsyncHooks:
 
     def __init__(self, app: Flask | None = None, *, db: Any = None, session: Any = None) -> None:
         """``db`` (Flask-SQLAlchemy) or ``session`` (a scoped_session) are for the outbox "app"."""
-        self._tasks: Registry[type[AsyncTask]] = Registry("task")
-        self._receivers: Registry[Receiver] = Registry("receiver")
+        self._tasks: Registry[type[AsyncTask]] = Registry("task", option_for_outbox)
+        self._receivers: Registry[Receiver] = Registry("receiver", Receiver.option_for_outbox)
         #: Counts the calls of init_app: what a factory defines again, it defines in another.
         self._period = 0
         #: What ends the connection of a task's trigger, or of a receiver.
@@ -66,9 +56,6 @@ class AsyncHooks:
         self._context = Context()
         self._db = db
         self._session = session
-        #: Why something that only an outbox can keep is refused: an app has none.
-        self._lacks_outbox = False
-        self._redact: Callable[[Any], Any] = lambda value: value
         if app is not None:
             self.init_app(app)
 
@@ -83,46 +70,26 @@ class AsyncHooks:
         self._period += 1
         config = configuration.read(app.config)
         if config.outbox is None:
-            self._refuse_options()
+            self._tasks.refuse_options()
+            self._receivers.refuse_options()
         address = Address(config.url)
-        signing = Signing(app, config.audience)
-        ledger = outbox = None
-        if config.outbox is not None:
-            ledger, outbox = self._open_outbox(app, config, signing.audience)
-            if config.transport == "eager":
-                ledger = None  # Nothing waits.
-        relay = _relay(app, config, address, ledger)
-        app.extensions[KEY] = State(
-            app=app,
-            config=config,
-            tasks=self._tasks,
-            context=self._context,
-            signing=signing,
-            replay_guard=ReplayGuard(signing.audience, config.max_age + SKEW),
-            launcher=Launcher(app),
-            relay=relay,
-            ledger=ledger,
-            redact=self._redacted,
-            outbox=outbox,
-            is_reachable=lambda: _is_reachable(config, address),
+        state = app.extensions[KEY] = wire(
+            app, config, address, self._tasks, self._context, db=self._db, session=self._session
         )
         path = f"{config.url_prefix}/run"
-        app.add_url_rule(path, endpoint=ENDPOINT, view_func=executor.execute, methods=["POST"])
-        app.teardown_request(handover.at_teardown)
+        app.add_url_rule(path, endpoint=ENDPOINT, view_func=executor.run_view, methods=["POST"])
+        request_started.connect(executor.restore, app, weak=False)
+        # Flask calls these from the last to the first.
+        app.teardown_request(at_teardown)
+        if state.session is not None:
+            keep_at_ends(app, state.session)
         app.teardown_request(executor.at_teardown)
-        request_started.connect(_restore, app, weak=False)
-        observe = address.observe
-        if ledger is not None:
-            app.after_request(handover.keep)
-            app.teardown_appcontext(handover.at_context_end)
-
-            def observe(environ: Mapping[str, object]) -> None:
-                address.observe(environ)
-                if config.relay and is_served(environ):
-                    relay.start()
-
         app.wsgi_app = Endpoint(  # type: ignore[method-assign]
-            app, HandOver(app, app.wsgi_app), config=config, observe=observe
+            app,
+            AfterResponse(app.wsgi_app),
+            config=config,
+            observe=address.observe,
+            start=state.relay.start if state.relay is not None and config.relay else None,
         )
         log.subscribe()
 
@@ -135,8 +102,10 @@ class AsyncHooks:
         :raises ConfigError: if it is declared wrongly, or its name is taken.
         :raises OutboxRequired: if it declares what only an outbox can keep.
         """
-        if self._add_task(task):
-            self._connect(task, action_signal(task.action), Trigger(task, self._tasks))
+        check(task)
+        if self._tasks.find(task.name) is not task:
+            trigger = Trigger(task, self._tasks)
+            self._add(self._tasks, task, task, action_signal(task.action), trigger)
         return task
 
     @overload
@@ -154,13 +123,11 @@ class AsyncHooks:
 
         :raises ConfigError: for another option, or a wrong one.
         """
-        for key in options:
-            if key not in (*OPTIONS, *METHODS):
-                raise ConfigError(f"{key!r} is no option of a job. There are: {', '.join(OPTIONS)}")
         if function is None:
-            return lambda function: self.job(function, **options)
+            return partial(self.job, **options)
         job = Job(function, options)
-        self._add_task(job.task)
+        check(job.task)
+        self._add(self._tasks, job.task, job.task)
         return job
 
     def redact(self, function: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -168,32 +135,8 @@ class AsyncHooks:
 
         What it returns is kept. Also a decorator.
         """
-        self._redact = function
+        self._context.redaction = function
         return function
-
-    def _add_task(self, task: type[AsyncTask]) -> bool:
-        """Know ``task`` by its name; return whether it is new."""
-        check(task)
-        if self._lacks_outbox:
-            _refuse("task", task.name, option_for_outbox(task))
-        if self._tasks.find(task.name) is task:
-            return False
-        self._add(self._tasks, task, task)
-        return True
-
-    def _add(self, registry: Registry[Any], entry: Any, definition: Any) -> None:
-        """Add ``entry``, and end the connection of what it replaces."""
-        is_local = "<locals>" in getattr(definition, "__qualname__", "")
-        replaced = registry.add(entry, period=self._period if is_local else None)
-        if replaced in self._connections:
-            self._connections.pop(replaced)()
-
-    def _redacted(self, value: Any) -> Any:
-        try:
-            return self._redact(value)
-        except Exception:
-            logger.exception("What redacts results and errors failed: nothing is kept.")
-            return None
 
     def receiver(
         self,
@@ -211,9 +154,6 @@ class AsyncHooks:
         ``timeout`` is seconds for one attempt; ``max_attempts`` and ``backoff(attempt)``, which
         returns seconds, need an outbox. Each overrides what the task says.
         """
-        where = f"receiver of {action_name(action)}"
-        timeout = checked(optional(seconds), timeout, "timeout", where=where)
-        checked(optional(count), max_attempts, "max_attempts", where=where)
 
         def connect(function: Function) -> Function:
             receiver = Receiver(
@@ -225,10 +165,7 @@ class AsyncHooks:
                 max_attempts=max_attempts,
                 backoff=backoff,
             )
-            if self._lacks_outbox:
-                _refuse("receiver", receiver.name, receiver.option_for_outbox())
-            self._add(self._receivers, receiver, function)
-            self._connect(receiver, async_signal(action), receiver)
+            self._add(self._receivers, receiver, function, async_signal(action), receiver)
             return function
 
         return connect
@@ -240,7 +177,7 @@ class AsyncHooks:
         triggering request. ``restore(id)`` makes the fresh request that visitor's, before any
         before_request; if ``capture()`` then returns None, the visitor is gone.
         """
-        self._context.set_identity(capture, restore)
+        self._context.identity = (capture, restore)
 
     def carry(self, name: str, capture: Capture, restore: Restore) -> None:
         """Let more context travel, e.g. locale or tenant.
@@ -269,77 +206,23 @@ class AsyncHooks:
             raise OutboxRequired(needs_outbox("hooks.outbox", repr(current_app.name)))
         return outbox
 
-    def _open_outbox(self, app: Flask, config: Config, name: str) -> tuple[Ledger, Outbox]:
-        try:
-            from .outbox.open import open_outbox
-        except ImportError as error:
-            raise ConfigError(
-                f"'ASYNC_HOOKS_OUTBOX' needs SQLAlchemy ({error}). Install async-hooks[outbox]."
-            ) from None
-        return open_outbox(
-            app,
-            config,
-            name,
-            db=self._db,
-            session=self._session,
-            keep=lambda additions: launcher.keep(state_of(app), additions),
-            sent=lambda: handover.wake(app),
-        )
-
-    def _refuse_options(self) -> None:
-        """Refuse what is declared, or will be, and needs an outbox: an app has none."""
-        self._lacks_outbox = True
-        for task in self._tasks.all().values():
-            _refuse("task", task.name, option_for_outbox(task))
-        for receiver in self._receivers.all().values():
-            _refuse("receiver", receiver.name, receiver.option_for_outbox())
-
-    def _connect(self, entry: Any, signal: blinker.Signal, bound: Callable[..., Any]) -> None:
+    def _add(
+        self,
+        registry: Registry[Any],
+        entry: Any,
+        definition: Any,
+        signal: blinker.Signal | None = None,
+        bound: Any = None,
+    ) -> None:
+        """Add ``entry``, connect ``bound`` for it, and end the connection of what it replaces."""
+        is_local = "<locals>" in getattr(definition, "__qualname__", "")
+        replaced = registry.add(entry, period=self._period if is_local else None)
+        if replaced in self._connections:
+            self._connections.pop(replaced)()
+        if signal is None:
+            return
         # Signals outlive apps: the connection ends with the tasks of the apps that it is for.
         signal.connect(bound, weak=False)
         end = weakref.finalize(self._tasks, signal.disconnect, bound)
         end.atexit = False  # What the relay runs when the process ends needs its receivers.
         self._connections[entry] = end
-
-
-def _refuse(kind: str, name: str, option: str | None) -> None:
-    if option is not None:
-        raise OutboxRequired(needs_outbox(option, f"{kind} {name!r}"))
-
-
-def _relay(
-    app: Flask, config: Config, address: Address, ledger: Ledger | None
-) -> Relay | Immediate:
-    in_process = InProcess(app)
-    if config.transport == "eager":
-        return Immediate(app, Eager(app))
-    loopback = Loopback(app, config, address)
-    transports: Mapping[str, Transport] = {"loopback": loopback, "in_process": in_process}
-    transport = config.transport
-    if isinstance(transport, str):
-        transport = transports[transport]
-    fallback = in_process if config.fallback is not None else None
-    claims = None
-    if ledger is not None:
-        from .relay.claims import Claims  # Who has no outbox need not load it.
-
-        claims = Claims(app, config, ledger, take=lambda envelope: relay.take(envelope))
-    relay = Relay(
-        app,
-        config,
-        transport,
-        fallback=fallback,
-        in_process=in_process,
-        cancel_unstarted=loopback.cancel_unstarted,
-        claims=claims,
-    )
-    return relay
-
-
-def _is_reachable(config: Config, address: Address) -> bool:
-    has_other_way = config.transport != "loopback" or config.fallback is not None
-    return has_other_way or address.may_be_known
-
-
-def _restore(app: Flask, /, **kwargs: Any) -> None:
-    executor.restore(app)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Generic, ParamSpec, TypeVar
 
+from .errors import ConfigError
 from .receivers import awaited
 from .registry import default_name
 from .state import current_state
@@ -22,7 +23,10 @@ METHODS = ("backoff", "unique_key", "ref", "finish", "discarded")
 class Job(Generic[P, R]):
     """The function itself, and ``enqueue(**data)``, which runs it later. ``task`` is its task."""
 
-    def __init__(self, function: Callable[P, R], options: dict[str, Any]) -> None:
+    def __init__(self, function: Callable[P, R], options: Mapping[str, Any]) -> None:
+        for key in options:
+            if key not in (*OPTIONS, *METHODS):
+                raise ConfigError(f"{key!r} is no option of a job. There are: {', '.join(OPTIONS)}")
         functools.update_wrapper(self, function)
         self._function = function
         self.task = _task(function, options)
@@ -41,7 +45,7 @@ class Job(Generic[P, R]):
         return self.task.dispatch(kwargs)
 
 
-def _task(function: Callable[..., Any], options: dict[str, Any]) -> type[AsyncTask]:
+def _task(function: Callable[..., Any], options: Mapping[str, Any]) -> type[AsyncTask]:
     def run_action(self: AsyncTask, data: dict[str, Any]) -> Any:
         return awaited(current_state().app, function(**data))
 

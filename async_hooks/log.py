@@ -8,15 +8,9 @@ import threading
 import time
 from typing import Any
 
+from . import signals
 from .envelope import Envelope
 from .errors import TransportError
-from .signals import (
-    task_discarded,
-    task_failed,
-    task_rejected,
-    task_started,
-    task_succeeded,
-)
 
 logger = logging.getLogger("async_hooks")
 
@@ -28,45 +22,79 @@ def one_line(text: object) -> str:
     return _CONTROL.sub(lambda match: repr(match[0])[1:-1], str(text))
 
 
+def ids(envelope: Envelope) -> dict[str, str]:
+    """Return what a log record about ``envelope`` carries besides its text."""
+    return {"delivery": envelope.id, "task": envelope.task}
+
+
 def subscribe() -> None:
     """Connect the wording to the signals; once per process is enough, more does no harm."""
-    task_started.connect(_started, weak=False)
-    task_succeeded.connect(_succeeded, weak=False)
-    task_failed.connect(_failed, weak=False)
-    task_discarded.connect(_discarded, weak=False)
-    task_rejected.connect(_rejected, weak=False)
+    signals.task_started.connect(_started, weak=False)
+    signals.task_succeeded.connect(_succeeded, weak=False)
+    signals.task_failed.connect(_failed, weak=False)
+    signals.task_discarded.connect(_discarded, weak=False)
+    signals.task_rejected.connect(_rejected, weak=False)
 
 
 def _started(sender: Any, /, *, envelope: Envelope) -> None:
-    logger.debug("%s started.", _named(envelope))
+    _log(logging.DEBUG, envelope, "started.")
 
 
 def _succeeded(sender: Any, /, *, envelope: Envelope, result: Any) -> None:
-    logger.info("%s succeeded.", _named(envelope))
+    _log(logging.INFO, envelope, "succeeded.")
 
 
 def _failed(sender: Any, /, *, envelope: Envelope, exception: BaseException) -> None:
     if envelope.attempt == 0:
         # Nobody else will show where it came from: the signal's sender goes on.
-        logger.error("%s could not be launched.", _named(envelope), exc_info=exception)
+        _log(logging.ERROR, envelope, "could not be launched.", exc_info=exception)
     elif isinstance(exception, TransportError):
-        logger.error("%s was not delivered: %s", _named(envelope), one_line(exception))
+        _log(logging.ERROR, envelope, "was not delivered: %s", exception)
     else:
         # The traceback stands in Flask's own line, as for any view that raises.
-        kind = type(exception).__name__
-        logger.error("%s failed: %s: %s", _named(envelope), kind, one_line(exception))
+        _log(logging.ERROR, envelope, "failed: %s: %s", type(exception).__name__, exception)
 
 
 def _discarded(sender: Any, /, *, envelope: Envelope, error: str) -> None:
-    logger.error("%s was discarded: %s", _named(envelope), one_line(error))
+    _log(logging.ERROR, envelope, "was discarded: %s", error)
 
 
 def _rejected(sender: Any, /, *, envelope: Envelope | None, reason: str) -> None:
     if envelope is not None:  # Not a stranger: the sender will say what came of it.
-        logger.info("%s was refused: %s", _named(envelope), one_line(reason))
+        _log(logging.INFO, envelope, "was refused: %s", reason)
     elif (unsaid := _strangers.count()) is not None:
         more = f" ({unsaid} more were refused since the last such line.)" if unsaid else ""
         logger.warning("The endpoint refused a request: %s%s", one_line(reason), more)
+
+
+def _log(
+    level: int,
+    envelope: Envelope,
+    what: str,
+    *facts: object,
+    exc_info: BaseException | None = None,
+) -> None:
+    """Log what became of ``envelope``; its ids stand in the line, and on the record."""
+    if not logger.isEnabledFor(level):
+        return
+    delivery = one_line(envelope.id)
+    receiver = f", receiver {envelope.receiver!r}" if envelope.receiver is not None else ""
+    logger.log(
+        level,
+        f"Task %r%s (envelope %s, attempt %d) {what}",
+        envelope.task,
+        receiver,
+        delivery,
+        envelope.attempt,
+        *map(one_line, facts),
+        exc_info=exc_info,
+        extra={
+            "delivery": delivery,
+            "task": one_line(envelope.task),
+            "receiver": envelope.receiver and one_line(envelope.receiver),
+            "attempt": envelope.attempt,
+        },
+    )
 
 
 class _Brake:
@@ -93,9 +121,3 @@ class _Brake:
 
 
 _strangers = _Brake()
-
-
-def _named(envelope: Envelope) -> str:
-    receiver = f", receiver {envelope.receiver!r}" if envelope.receiver is not None else ""
-    which = f"envelope {one_line(envelope.id)}, attempt {envelope.attempt}"
-    return f"Task {envelope.task!r}{receiver} ({which})"

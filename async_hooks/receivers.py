@@ -8,16 +8,18 @@ import logging
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import blinker
 from flask import Flask
 
+from .actions import async_signal, nopriv_signal
 from .envelope import Envelope
 from .registry import AppBound, Registry, default_name
 from .state import State
-from .task import DISCARDED, AsyncTask, async_signal, exponential, nopriv_signal
-from .validation import checked, names, seconds, seconds_or_zero
+from .task import DISCARDED, AsyncTask, exponential
+from .validation import checked, count, names, optional, seconds, seconds_or_zero
 
 logger = logging.getLogger("async_hooks")
 
@@ -32,14 +34,14 @@ class Receiver(AppBound):
         *,
         name: str | None,
         aliases: Iterable[str],
-        timeout: float | None,
+        timeout: float | timedelta | None,
         max_attempts: int | None,
         backoff: Callable[[int], float | timedelta] | None,
     ) -> None:
         super().__init__(name if name is not None else default_name(function), tasks)
         self.aliases = checked(names, aliases, "aliases", where=self.name)
-        self.timeout = timeout
-        self.max_attempts = max_attempts
+        self.timeout = checked(optional(seconds), timeout, "timeout", where=self.name)
+        self.max_attempts = checked(optional(count), max_attempts, "max_attempts", where=self.name)
         self.backoff = backoff
         self._function = function
 
@@ -61,11 +63,8 @@ def receivers_of(
     A receiver is called ``module.QualName`` unless it has a ``name``. Closures of one factory
     share theirs: the second is called ``…#2``.
     """
-    signals = [async_signal(task.action)]
-    if anonymous:
-        signals.append(nopriv_signal(task.action))
     named: dict[str, Callable[..., Any]] = {}
-    for signal in signals:
+    for signal in _signals_of(task.action, anonymous):
         for receiver in _connected(signal, state):
             base = name = _name_of(receiver)
             count = 1
@@ -74,6 +73,13 @@ def receivers_of(
                 name = f"{base}#{count}"
             named[name] = receiver
     return named
+
+
+@lru_cache(maxsize=1024)
+def _signals_of(action: str | blinker.Signal, anonymous: bool) -> Sequence[blinker.Signal]:
+    """Return the async signals of ``action`` that fire for such a visitor."""
+    first = async_signal(action)
+    return (first, nopriv_signal(action)) if anonymous else (first,)
 
 
 def find_receiver(
@@ -115,7 +121,7 @@ def options_of(state: State, envelope: Envelope) -> RunOptions:
 
     The receiver that it runs has the first say, then the task, then the configuration.
     """
-    task = state.task_of(envelope)
+    task = state.tasks.find(envelope.task)
     receiver = _receiver_of(state, task, envelope) if task is not None else None
     declared: list[Any] = [each for each in (receiver, task) if each is not None]
     timeouts = (seconds(each.timeout) for each in declared if each.timeout is not None)
@@ -182,7 +188,7 @@ def _connected(signal: blinker.Signal, state: State) -> Iterator[Any]:
     reached = list(signal.receivers_for(state.app))
     for reference in list(signal.receivers.values()):
         receiver: Any = reference() if isinstance(reference, weakref.ref) else reference
-        is_ours = not isinstance(receiver, AppBound) or receiver.is_for(state.tasks)
+        is_ours = not isinstance(receiver, AppBound) or receiver.tasks() is state.tasks
         if is_ours and receiver in reached:
             yield receiver
 

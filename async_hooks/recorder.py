@@ -7,27 +7,20 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from .envelope import Envelope
-from .relay.relay import Immediate
+from .relay.memory import Immediate
 from .state import KEY, State
-from .transports.eager import Eager
+from .transports.in_process import Eager
 
 
 class Recorder:
-    """Takes the relay's place. ``envelopes`` holds what was launched and not yet run."""
+    """Takes the place of what carries launches: ``envelopes`` holds those that have not run yet."""
 
-    def __init__(self, relay: Immediate) -> None:
+    def __init__(self, immediate: Immediate) -> None:
         self.envelopes: list[Envelope] = []
-        self._relay = relay
+        self._immediate = immediate
 
-    def put(self, envelope: Envelope) -> None:
+    def submit(self, envelope: Envelope) -> None:
         self.envelopes.append(envelope)
-
-    def reserve(self, envelope: Envelope, queue: str) -> Envelope | None:
-        return None
-
-    def release(self, envelope: Envelope) -> None: ...
-
-    def wake(self) -> None: ...
 
     def run_all(self) -> int:
         """Run what is held, and what that launches; return how many ran.
@@ -37,7 +30,7 @@ class Recorder:
         """
         count = 0
         while self.envelopes:
-            self._relay.put(self.envelopes[0])
+            self._immediate.submit(self.envelopes[0])
             del self.envelopes[0]
             count += 1
         return count
@@ -48,7 +41,7 @@ def recording(state: State) -> Iterator[Recorder]:
     """Hold back what the app of ``state`` launches until the block ends."""
     recorder = Recorder(Immediate(state.app, Eager(state.app)))
     state.app.extensions[KEY] = replace(
-        state, relay=recorder, ledger=None, is_reachable=lambda: True
+        state, memory=recorder, relay=None, store=None, session=None, is_reachable=lambda: True
     )
     try:
         yield recorder

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
-from .errors import ConfigError
+from .errors import ConfigError, OutboxRequired
+from .validation import needs_outbox
 
 
 class Entry(Protocol):
@@ -29,8 +30,13 @@ class Registry(Generic[T]):
     the newest takes the place of the one before, in every app.
     """
 
-    def __init__(self, kind: str) -> None:
+    def __init__(
+        self, kind: str, option_for_outbox: Callable[[T], str | None] = lambda entry: None
+    ) -> None:
+        """``option_for_outbox`` returns what an entry declares and only an outbox can keep."""
         self._kind = kind
+        self._option_for_outbox = option_for_outbox
+        self._lacks_outbox = False
         self._entries: dict[str, T] = {}
         self._periods: dict[str, int | None] = {}
         self._replaced: weakref.WeakSet[T] = weakref.WeakSet()
@@ -42,7 +48,9 @@ class Registry(Generic[T]):
         an earlier one is replaced, unless either has None: what no factory defines is unique.
 
         :raises ConfigError: if another entry has the name.
+        :raises OutboxRequired: if it declares what only an outbox can keep, and an app has none.
         """
+        self._check(entry)
         names = (entry.name, *entry.aliases)
         replaced = self._entries.get(entry.name) if self._is_earlier(entry, period) else None
         for name in names:
@@ -62,6 +70,20 @@ class Registry(Generic[T]):
         """Tell whether what has the name of ``entry`` is what a factory defined before it."""
         known = self._periods.get(entry.name)
         return known is not None and period is not None and known < period
+
+    def refuse_options(self) -> None:
+        """Refuse what only an outbox can keep, in the entries there are and those to come.
+
+        :raises OutboxRequired: if one declares it.
+        """
+        self._lacks_outbox = True
+        for entry in self._entries.values():
+            self._check(entry)
+
+    def _check(self, entry: T) -> None:
+        option = self._option_for_outbox(entry) if self._lacks_outbox else None
+        if option is not None:
+            raise OutboxRequired(needs_outbox(option, f"{self._kind} {entry.name!r}"))
 
     def find(self, name: str) -> T | None:
         return self._entries.get(name)
@@ -84,11 +106,8 @@ class AppBound:
 
     def __init__(self, name: str, tasks: Registry[Any]) -> None:
         self.name = name
-        self._tasks = weakref.ref(tasks)  # Weak: a signal keeps what is connected alive.
-
-    def is_for(self, tasks: Registry[Any]) -> bool:
-        """Tell whether ``tasks`` are those of the AsyncHooks that connected it."""
-        return tasks is self._tasks()
+        #: The tasks of the AsyncHooks that it is of. Weak: a signal keeps what is connected alive.
+        self.tasks = weakref.ref(tasks)
 
 
 def default_name(thing: Any) -> str:

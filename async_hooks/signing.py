@@ -12,6 +12,7 @@ import hashlib
 import hmac
 import json
 import logging
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -24,13 +25,16 @@ from .errors import ConfigError, TokenError, TokenExpired
 from .verdict import ERROR_LENGTH, Outcome, Verdict
 
 #: The version of the wire format; a pinned test holds its bytes.
-VERSION = 1
+VERSION = 2
 
 #: A token is a POST's body of this type; the verdict on it is a header of the answer.
 CONTENT_TYPE = "application/vnd.async-hooks.token"
 VERDICT_HEADER = "Async-Hooks-Verdict"
 
 _TOKEN, _VERDICT = b"async_hooks.token", b"async_hooks.verdict"
+
+#: What need not travel because it is usual.
+_DEFAULTS = {"priority": 10, "queue": "default"}
 
 _RANDOM = "python -c 'import secrets; print(secrets.token_hex())'"
 
@@ -39,15 +43,11 @@ SKEW = 60.0
 
 
 #: Keys that stand in tutorials and templates, long enough to look like one.
-_WELL_KNOWN = {
-    b"192b9bdd22ab9ed4d12e236c78afcb9a393ec15f71bbf5dc987d54727823bcbf",
-    b"change-me-in-production",
-    b"supersecretkey1234567890",
-    b"this-is-a-secret-key",
-    b"this-really-needs-to-be-changed",
-    b"you-will-never-guess",
-    b"your-secret-key-here",
-}
+_WELL_KNOWN = (
+    b"192b9bdd22ab9ed4d12e236c78afcb9a393ec15f71bbf5dc987d54727823bcbf change-me-in-production "
+    b"supersecretkey1234567890 this-is-a-secret-key this-really-needs-to-be-changed "
+    b"you-will-never-guess your-secret-key-here"
+).split()
 
 logger = logging.getLogger("async_hooks")
 
@@ -59,7 +59,8 @@ class WrongVersion(TokenError):
 class Signing:
     """Signs and verifies for one app. Keys are read at each use, so that they can rotate."""
 
-    def __init__(self, app: Flask, audience: str | None) -> None:
+    def __init__(self, app: Flask, audiences: Sequence[str]) -> None:
+        """Tokens are signed for the first of ``audiences``, and taken for all."""
         newest = _secrets(app)[-1]
         if _is_weak(newest) and not app.testing:
             logger.warning(
@@ -68,31 +69,30 @@ class Signing:
                 _RANDOM,
             )
         self._app = app
-        self.audience = audience if audience is not None else app.name
+        self.audiences = audiences
 
     def sign(self, envelope: Envelope, *, now: float) -> bytes:
         """Return the token of ``envelope``, issued at ``now`` (seconds since the epoch)."""
         origin = envelope.origin
         head = {
             "v": VERSION,
-            "aud": self.audience,
+            "aud": self.audiences[0],
             "iat": now,
             "id": envelope.id,
             "task": envelope.task,
             "attempt": envelope.attempt,
             "depth": envelope.depth,
-            "budget": envelope.budget,
             "origin": [origin.scheme, origin.host, origin.root],
+            "user": envelope.user,
+            "parent": envelope.parent_id,
+            "receiver": envelope.receiver,
+            "lease": envelope.lease,
+            "awaited": envelope.is_awaited or None,
+            "priority": envelope.priority,
+            "queue": envelope.queue,
+            "ref": envelope.ref,
         }
-        for key, value in (
-            ("user", envelope.user),
-            ("parent", envelope.parent_id),
-            ("receiver", envelope.receiver),
-            ("lease", envelope.lease),
-            ("awaited", envelope.is_awaited or None),
-        ):
-            if value is not None:
-                head[key] = value
+        head = {key: value for key, value in head.items() if value != _DEFAULTS.get(key)}
         # The two texts are JSON already: they are put in as they are, not decoded and encoded.
         text = f'{_json(head)[:-1]},"carried":{envelope.carried},"data":{envelope.body}}}'
         return _signer(_secrets(self._app), _TOKEN).sign(text)
@@ -104,8 +104,8 @@ class Signing:
             WrongVersion, TokenExpired tell genuine tokens apart.
         """
         payload = _parsed(_unsign(_signer(_secrets(self._app), _TOKEN), token))
-        if payload.get("aud") != self.audience:
-            raise TokenError(f"A token for {payload.get('aud')!r} came to {self.audience!r}.")
+        if payload.get("aud") not in self.audiences:
+            raise TokenError(f"A token for {payload.get('aud')!r} came to {self.audiences[0]!r}.")
         if payload.get("v") != VERSION:
             raise WrongVersion(
                 f"The token has version {payload.get('v')!r}; this code reads {VERSION}. "
@@ -122,15 +122,15 @@ class Signing:
 
         It is signed with the token's own key, which its sender knows; the newest it may not yet.
         """
-        body: dict[str, Any] = {"outcome": verdict.outcome, "of": _digest(token)}
-        if verdict.error is not None:
-            body["error"] = verdict.error[:ERROR_LENGTH]
-        if verdict.after is not None:
-            body["after"] = verdict.after
-        if verdict.host_id is not None:
-            body["at"] = verdict.host_id
-        if verdict.is_recorded:
-            body["kept"] = True
+        body = {
+            "outcome": verdict.outcome,
+            "of": _digest(token),
+            "error": None if verdict.error is None else verdict.error[:ERROR_LENGTH],
+            "after": verdict.after,
+            "at": verdict.host_id,
+            "kept": verdict.is_recorded or None,
+        }
+        body = {key: value for key, value in body.items() if value is not None}
         secrets = _secrets(self._app)
         own = next((s for s in reversed(secrets) if _signer((s,), _TOKEN).validate(token)), None)
         signer = _signer((own,) if own is not None else secrets, _VERDICT)
@@ -193,9 +193,9 @@ def _parsed(text: bytes) -> dict[str, Any]:
         payload = json.loads(text, parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
         raise TokenError("The token is signed but is not JSON.") from error
-    if not isinstance(payload, dict):
-        raise TokenError("The token is signed but is not a JSON object.")
-    return payload
+    if isinstance(payload, dict):
+        return payload
+    raise TokenError("The token is signed but is not a JSON object.")
 
 
 def _no_number(name: str) -> Any:
@@ -217,15 +217,13 @@ def _signer(secrets: tuple[str | bytes, ...], salt: bytes) -> Signer:
 def _check_age(payload: dict[str, Any], now: float, max_age: float) -> None:
     age = now - payload["iat"]
     if age > max_age:
-        raise TokenExpired(
-            f"The token of envelope {payload['id']!r} is {age:.0f} seconds old; "
-            f"'ASYNC_HOOKS_MAX_AGE' allows {max_age:.0f}. Is this machine's clock right?"
-        )
-    if age < -SKEW:
-        raise TokenExpired(
-            f"The token of envelope {payload['id']!r} is from {-age:.0f} seconds in the future; "
-            f"{SKEW:.0f} are allowed. Is this machine's clock right?"
-        )
+        found = f"{age:.0f} seconds old; 'ASYNC_HOOKS_MAX_AGE' allows {max_age:.0f}"
+    elif age < -SKEW:
+        found = f"from {-age:.0f} seconds in the future; {SKEW:.0f} are allowed"
+    else:
+        return
+    token = f"The token of envelope {payload['id']!r}"
+    raise TokenExpired(f"{token} is {found}. Is this machine's clock right?")
 
 
 def _envelope(payload: dict[str, Any]) -> Envelope:
@@ -235,7 +233,6 @@ def _envelope(payload: dict[str, Any]) -> Envelope:
         body=_json(payload["data"]),
         attempt=payload["attempt"],
         depth=payload["depth"],
-        budget=payload["budget"],
         user=payload.get("user"),
         carried=_json(payload["carried"]),
         origin=Origin(*payload["origin"]),
@@ -243,6 +240,9 @@ def _envelope(payload: dict[str, Any]) -> Envelope:
         receiver=payload.get("receiver"),
         lease=payload.get("lease"),
         is_awaited=payload.get("awaited", False),
+        priority=payload.get("priority", 10),
+        queue=payload.get("queue", "default"),
+        ref=payload.get("ref"),
     )
 
 

@@ -12,7 +12,6 @@ from uuid import UUID
 
 from .errors import DataError
 
-_ATOMS = frozenset({str, int, bool, type(None)})
 _encode = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
 
 
@@ -32,7 +31,7 @@ def snapshot(data: Mapping[str, Any], *, max_bytes: int) -> str:
             "To launch nothing, raise SkipTask in prepare_data."
         )
     try:
-        text = _encode(data if _is_plain(data) else plain(data, "data"))
+        text = _encode(plain(data, "data"))
     except RecursionError:
         raise DataError("'data' is nested too deeply, or contains itself. Flatten it.") from None
     except ValueError as error:
@@ -44,16 +43,6 @@ def snapshot(data: Mapping[str, Any], *, max_bytes: int) -> str:
             "Store it and pass its id instead."
         )
     return text
-
-
-def _is_plain(data: Mapping[str, Any]) -> bool:
-    """Tell at a glance whether the usual, a flat dict of ids and texts, needs no second look."""
-    if type(data) is not dict:
-        return False
-    for key, value in data.items():
-        if type(key) is not str or type(value) not in _ATOMS:
-            return False
-    return True
 
 
 def plain(value: Any, path: str) -> Any:

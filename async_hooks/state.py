@@ -7,21 +7,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from flask import Flask, current_app
 
 from .config import Config
 from .context import Context
-from .delivery import Addition
 from .envelope import Envelope
-from .errors import ConfigError
+from .errors import ConfigError, TransportError
+from .host.per_process import PerProcess
 from .host.replay import ReplayGuard
 from .registry import Registry
 from .signing import Signing
 from .verdict import Verdict
 
+if TYPE_CHECKING:  # Made by higher rooms, and reached through here.
+    from .outbox.session import SessionOutbox
+    from .outbox.store import Store
+    from .relay.process import Process
+
 KEY = "async_hooks"
+
+#: What a sender knows of an attempt: the endpoint's verdict, why there is none, or nothing.
+Result = Verdict | TransportError | None
 
 
 class Transport(Protocol):
@@ -35,76 +43,70 @@ class Transport(Protocol):
         ...
 
 
-class Relay(Protocol):
-    """Takes envelopes over from the request and sees to it that they travel."""
+class Source(Protocol):
+    """Where the envelopes of one process wait until its senders take them."""
 
-    def put(self, envelope: Envelope) -> None: ...
+    def next(self) -> Envelope | None:
+        """Wait for the next envelope and return it; None tells a sender to end.
 
-    def reserve(self, envelope: Envelope, queue: str) -> Envelope | None:
-        """Return ``envelope`` with a lease, to be carried by this process; None without room."""
+        Once it is stopped, it returns at once what waits and only this process can run.
+        """
         ...
 
-    def release(self, envelope: Envelope) -> None:
-        """Give up the place that was reserved."""
+    def settle(self, envelope: Envelope, result: Result) -> None:
+        """Take note of what became of an envelope that :meth:`next` returned."""
         ...
+
+    def lose(self, envelope: Envelope, error: BaseException) -> None:
+        """Take note that a sender failed on ``envelope``."""
+        ...
+
+    def stop(self) -> None:
+        """Give out nothing more that can wait for another process, and let senders end."""
+        ...
+
+    def end(self, unfinished: Sequence[Envelope], error: TransportError) -> None:
+        """Take note that the process ends, with ``unfinished`` still on their way."""
+        ...
+
+
+class Submits(Protocol):
+    """Takes envelopes over from a request, and sees to it that they travel."""
+
+    def submit(self, envelope: Envelope) -> None: ...
+
+
+class Relays(Protocol):
+    """Carries what waits in the outbox."""
+
+    def start(self) -> None: ...
 
     def wake(self) -> None:
-        """Say that deliveries may wait in the outbox."""
+        """Say that something may wait there."""
         ...
 
 
-class Launcher(Protocol):
+class Launches(Protocol):
     """Makes envelopes and hands them over."""
 
     def dispatch(
         self,
+        state: State,
         task: type[Any],
         data: Mapping[str, Any],
         *,
-        priority: int | None,
         user: Any,
         options: Any,
     ) -> str: ...
 
-    def hand_over(self, envelope: Envelope) -> None: ...
+    def hand_over(self, state: State, envelope: Envelope) -> None: ...
 
-    def keep(self, additions: Sequence[Addition]) -> None:
-        """Keep what a run launched.
+    def add(self, state: State, envelopes: Sequence[Envelope]) -> object:
+        """Add what a run launched to the outbox.
 
         :raises OutboxUnavailable: if that can't be.
         """
         ...
-
-
-class Ledger(Protocol):
-    """What is written into the outbox; see ``outbox.ledger``, which needs SQLAlchemy."""
-
-    @property
-    def joins(self) -> bool:
-        """Whether launches join the app's own transactions."""
-        ...
-
-    def begin(self, envelope: Envelope) -> bool: ...
-
-    def complete(
-        self, envelope: Envelope, result: str | None, additions: Sequence[Addition]
-    ) -> bool: ...
-
-    def end(self, envelope: Envelope, verdict: Verdict) -> None: ...
-
-    def collect_results(self, parent_id: str) -> Mapping[str, Any] | None: ...
-
-    def give_back(self, envelopes: Sequence[Envelope]) -> int: ...
-
-    def add(
-        self, additions: Sequence[Addition], *, lease: str | None = None
-    ) -> Mapping[str, str]: ...
-
-    def join(self, addition: Addition) -> None: ...
-
-    def unfinished(self, unique_key: str) -> str | None: ...
-
-    def flush(self, *, is_last: bool = False) -> None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,10 +118,16 @@ class State:
     context: Context
     signing: Signing
     replay_guard: ReplayGuard
-    launcher: Launcher
-    relay: Relay
-    #: None without an outbox.
-    ledger: Ledger | None = None
+    launcher: Launches
+    #: What carries envelopes that only memory has.
+    memory: Submits
+    #: What carries the outbox, and the outbox itself; all None without one.
+    relay: Relays | None = None
+    store: Store | None = None
+    #: There where launches join the app's own transactions.
+    session: SessionOutbox | None = None
+    #: This process, as the outbox knows it.
+    process: PerProcess[Process]
     #: What becomes of a result or an error before it is kept; the identity unless told otherwise.
     redact: Callable[[Any], Any] = lambda value: value
     #: What ``hooks.outbox`` is.

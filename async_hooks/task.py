@@ -11,9 +11,9 @@ from typing import Any, ClassVar, NamedTuple
 import blinker
 from flask import current_app
 
+from .actions import action_name
 from .context import current_run
-from .envelope import Envelope
-from .errors import AsyncHooksError, ConfigError, DataError, NoAppContext, OutboxRequired
+from .errors import AsyncHooksError, ConfigError, NoAppContext, OutboxRequired
 from .registry import default_name
 from .state import current_state
 from .validation import (
@@ -21,7 +21,6 @@ from .validation import (
     count,
     delay_seconds,
     expecting,
-    is_text,
     names,
     needs_outbox,
     optional,
@@ -45,17 +44,12 @@ class Auth(IntFlag):
     BOTH = 3
 
 
-def admits(level: Auth, *, anonymous: bool) -> bool:
-    """Tell whether a task of ``level`` is for such a visitor."""
-    return bool(int(level) & (2 if anonymous else 1))  # In the request: Flag's & is slow.
-
-
 class SkipTask(Exception):
     """Raised by ``prepare_data``: launch nothing this time."""
 
 
 class Retry(Exception):
-    """Raised by a receiver or ``run_action``: try again, after so many seconds if given.
+    """Raised by a receiver or ``run_action``: try again, ``after`` that many seconds if given.
 
     :raises ValueError: where it is made, if ``after`` is no time.
     """
@@ -69,41 +63,10 @@ class Discard(Exception):
     """Raised by a receiver or ``run_action``: never try this again."""
 
 
-def async_signal(action: str | blinker.Signal) -> blinker.NamedSignal:
-    """Return the signal that fires in the fresh request, ``wp_async_<action>``.
-
-    Connect the slow receivers of ``action`` here.
-    """
-    return blinker.signal(f"wp_async_{action_name(action)}")
-
-
-def nopriv_signal(action: str | blinker.Signal) -> blinker.NamedSignal:
-    """Return ``wp_async_nopriv_<action>``, which fires as well when the visitor was anonymous."""
-    return blinker.signal(f"wp_async_nopriv_{action_name(action)}")
-
-
-def action_name(action: str | blinker.Signal) -> str:
-    """Return the exact name of the signal ``action``.
-
-    :raises ConfigError: if it has none.
-    """
-    name = action if isinstance(action, str) else getattr(action, "name", None)
-    if not name or not isinstance(name, str):
-        raise ConfigError(
-            f"expected an action to be a signal's name or a signal with a name, got: {action!r}. "
-            "Make it with blinker.signal('name')."
-        )
-    return name
-
-
-def action_signal(action: str | blinker.Signal) -> blinker.Signal:
-    """Return the signal itself; a bare name means blinker's default namespace."""
-    return blinker.signal(action) if isinstance(action, str) else action
-
-
 class LaunchOptions(NamedTuple):
-    """What one launch asks of the outbox, instead of what its task declares."""
+    """What one launch asks for, instead of what its task declares."""
 
+    priority: int | None = None
     delay: float | timedelta = 0
     run_at: datetime | None = None
     queue: str | None = None
@@ -229,30 +192,13 @@ class AsyncTask:
                 f"Task {cls.name!r} was dispatched outside of an application context. "
                 "Wrap the call in 'with app.app_context():'."
             )
-        options = LaunchOptions(delay, run_at, queue, unique_key)
         state = current_state()
-        if state.config.outbox is None:
-            for key, wish in options._asdict().items():
-                if wish:
-                    raise OutboxRequired(needs_outbox(key, f"task {cls.name!r}"))
-        return state.launcher.dispatch(cls, data, priority=priority, user=user, options=options)
-
-
-def ref_of(task: type[AsyncTask], envelope: Envelope) -> str | None:
-    """Return what ``envelope`` is found by.
-
-    :raises DataError: if that is no text of up to 255 characters.
-    """
-    if task.ref is AsyncTask.ref:
-        return None
-    ref: Any = task().ref(envelope.data)
-    if ref is None or is_text(ref, 255):
-        return ref  # type: ignore[no-any-return]
-    raise DataError(f"The ref of task {task.name!r} is no text of up to 255 characters.")
+        options = LaunchOptions(priority, delay, run_at, queue, unique_key)
+        return state.launcher.dispatch(state, cls, data, user=user, options=options)
 
 
 def exponential(failures: int) -> float:
-    """Return the seconds to wait after so many failures: 5, 15, 45 … up to an hour, ± 20 %."""
+    """Return the seconds to wait after ``failures``: 5, 15, 45 … up to an hour, ± 20 %."""
     exponent = min(max(failures, 1) - 1, 10)  # No failure count can overflow it.
     return min(5.0 * 3.0**exponent, LONGEST_BACKOFF) * uniform(0.8, 1.2)  # noqa: S311
 
@@ -280,6 +226,19 @@ def check(task: type[AsyncTask]) -> None:
     action_name(task.action)
     for key, check_value in _CHECKS.items():
         checked(check_value, getattr(task, key), key, where=where)
+
+
+def check_options(task: type[AsyncTask], options: LaunchOptions, *, has_outbox: bool) -> None:
+    """Refuse options that a launch of ``task`` can't have.
+
+    :raises ConfigError: naming the class and the option.
+    :raises OutboxRequired: for what only an outbox can keep.
+    """
+    for key, value in options._asdict().items():
+        if value and key != "priority" and not has_outbox:
+            raise OutboxRequired(needs_outbox(key, f"task {task.name!r}"))
+        if value is not None and key in _CHECKS:
+            checked(_CHECKS[key], value, key, where=task.name)
 
 
 _CHECKS: Mapping[str, Callable[[Any], Any]] = {

@@ -34,16 +34,16 @@ STATUS = {
     Outcome.UNWRITTEN: 503,
 }
 
-#: Of an error's text, so many characters travel in a verdict.
+#: The most characters of an error's text in a verdict.
 ERROR_LENGTH = 500
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """``error`` says in words what went wrong; ``after`` asks for a retry in so many seconds.
+    """``error`` says in words what went wrong; ``after`` (seconds) asks for a retry then.
 
-    ``place`` names the record of consumed tokens that the endpoint keeps, if others share it.
-    ``is_kept`` says that the outbox knows of this completion already.
+    ``host_id`` names the record of consumed tokens that the endpoint keeps, if others share it.
+    ``is_recorded`` says that the outbox knows of this completion already.
     """
 
     outcome: Outcome

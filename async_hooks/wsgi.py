@@ -1,9 +1,9 @@
-"""What every WSGI caller owes a response's body."""
+"""WSGI: who calls, and what every caller owes a response's body."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 
@@ -26,3 +26,8 @@ def is_from_keyboard(error: BaseException) -> bool:
     """Tell whether somebody pressed Ctrl-C; in another thread than the main one, code raised it."""
     in_main = threading.current_thread() is threading.main_thread()
     return isinstance(error, KeyboardInterrupt) and in_main
+
+
+def is_served(environ: Mapping[str, Any]) -> bool:
+    """Tell whether a server serves this request: they name themselves, the test client doesn't."""
+    return "SERVER_SOFTWARE" in environ or "uwsgi.version" in environ

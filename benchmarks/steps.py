@@ -15,13 +15,16 @@ from statistics import median
 from typing import Any, TypeVar
 from uuid import uuid4
 
-from async_hooks.delivery import Addition, DeliveryState, Terms
+from sqlalchemy import insert
+
+from async_hooks.delivery import Claim, DeliveryState, Ending
 from async_hooks.envelope import Envelope, new_id
-from async_hooks.outbox import store
-from async_hooks.outbox.database import Database, engine_for
-from async_hooks.outbox.ledger import Ledger
+from async_hooks.outbox.database import Database
+from async_hooks.outbox.engines import engine_for
+from async_hooks.outbox.queries import Queries
+from async_hooks.outbox.rows import row_of
 from async_hooks.outbox.schema import deliveries
-from async_hooks.verdict import Outcome, Verdict
+from async_hooks.outbox.store import Store
 
 from .app import TASK
 from .systems import Backend, database
@@ -40,11 +43,12 @@ _ROWS = 10_000
 #: Seconds over which the times of such rows are spread.
 _HOUR = 3600.0
 
-_COMPLETED = Verdict(Outcome.COMPLETED, is_recorded=True)
+#: Whose the rows are.
+_AUDIENCE = "benchmark"
 
 
 @contextmanager
-def fresh_outbox(backend: Backend) -> Iterator[Ledger]:
+def fresh_outbox(backend: Backend) -> Iterator[Store]:
     """Give an outbox on a database of its own."""
     name = f"benchmark_{uuid4().hex}"
     with (
@@ -56,23 +60,23 @@ def fresh_outbox(backend: Backend) -> Iterator[Ledger]:
 
 
 @contextmanager
-def outbox_at(url: str, folder: Path) -> Iterator[Ledger]:
+def outbox_at(url: str, folder: Path) -> Iterator[Store]:
     """Give the outbox at ``url``, as a process has it that was configured so."""
     outbox = Database(lambda: engine_for(url, folder, synchronous="NORMAL"), is_own=True)
-    outbox.migrate()
+    outbox.create()
     try:
-        yield Ledger(f"benchmark-{new_id()}", outbox)
+        yield Store(outbox, [_AUDIENCE])
     finally:
         outbox.engine.dispose()
 
 
-def add_waiting(outbox: Ledger, rows: int) -> None:
+def add_waiting(outbox: Store, rows: int) -> None:
     """Add so many deliveries that have become due one after the other during the last hour."""
     since = outbox.now() - _HOUR
     _fill(outbox, rows, lambda part: {"run_at": since + part * _HOUR})
 
 
-def add_finished(outbox: Ledger, rows: int) -> None:
+def add_finished(outbox: Store, rows: int) -> None:
     """Add so many that were completed one after the other during the hour before that."""
     since = outbox.now() - 2 * _HOUR
 
@@ -84,7 +88,7 @@ def add_finished(outbox: Ledger, rows: int) -> None:
     _fill(outbox, rows, completed)
 
 
-def refresh_statistics(outbox: Ledger) -> None:
+def refresh_statistics(outbox: Store) -> None:
     """Have PostgreSQL count the rows, as its autovacuum would do in a while."""
     engine = outbox.database.engine
     if engine.dialect.name == "postgresql":
@@ -94,7 +98,7 @@ def refresh_statistics(outbox: Ledger) -> None:
             connection.invalidate()
 
 
-def time_steps(outbox: Ledger, batches: int) -> dict[str, float]:
+def time_steps(outbox: Store, batches: int) -> dict[str, float]:
     """Add, claim, begin and complete so many batches; return each step's median in microseconds.
 
     As many rows are waiting afterwards as before.
@@ -108,22 +112,22 @@ def time_steps(outbox: Ledger, batches: int) -> dict[str, float]:
 
     for _ in range(batches):
         for _ in range(_BATCH):
-            timed("insert", outbox.add, [_addition()])
-        claimed, _ = timed("claim", outbox.claim, new_id(), [(TASK, "")], _BATCH)
+            timed("insert", outbox.add, [_envelope()])
+        claimed, _ = timed("claim", outbox.claim, Claim("process", new_id()), [(TASK, "")], _BATCH)
         if len(claimed) != _BATCH:
             raise RuntimeError(f"{len(claimed)} deliveries were claimed instead of {_BATCH}.")
         for envelope in claimed:
-            timed("begin", outbox.begin, envelope)
-            timed("complete", outbox.complete, envelope, None)
-            outbox.end(envelope, _COMPLETED)
+            timed("begin", outbox.begin, envelope, "process")
+            timed("complete", outbox.record, envelope, Ending(DeliveryState.COMPLETED))
     return {step: median(times[step]) for step in STEPS}
 
 
-def time_purge(outbox: Ledger) -> list[float]:
+def time_purge(outbox: Store) -> list[float]:
     """Purge all that has finished; return what each transaction took, in microseconds."""
     times, found = [], 1
+    queries = Queries(outbox.database, outbox.audiences, outbox.now)
     while found:
-        found, microseconds = _timed(outbox.purge, outbox.now())
+        found, microseconds = _timed(queries.purge_batch, 0)
         times.append(microseconds)
     return times
 
@@ -134,9 +138,9 @@ def _timed(function: Callable[..., T], *arguments: Any) -> tuple[T, float]:
     return result, (time.perf_counter_ns() - started) / 1000
 
 
-def _fill(outbox: Ledger, rows: int, values: Callable[[float], dict[str, Any]]) -> None:
+def _fill(outbox: Store, rows: int, values: Callable[[float], dict[str, Any]]) -> None:
     """Insert so many; ``values`` returns what a row has of its own, given the part before it."""
-    template = store.row_of(_addition(), outbox.now(), None)
+    template = row_of(_envelope(), audience=_AUDIENCE, now=outbox.now())
     for first in range(0, rows, _ROWS):
         batch = []
         for number in range(first, min(first + _ROWS, rows)):
@@ -146,11 +150,11 @@ def _fill(outbox: Ledger, rows: int, values: Callable[[float], dict[str, Any]]) 
 
 
 def _insert(target: Database, rows: list[dict[str, Any]]) -> None:
-    insert = store.INSERT[target.engine.dialect.name]
-    target.write(lambda connection: connection.execute(insert, rows))
+    with target.engine.begin() as connection:
+        connection.execute(insert(deliveries), rows)
 
 
-def _addition() -> Addition:
+def _envelope() -> Envelope:
     """Return what one small launch adds."""
     body = json.dumps({"number": 0, "name": "Ada Lovelace", "email": "ada@example.org"})
-    return Addition(Envelope(id=new_id(), task=TASK, body=body, budget=10_000), Terms())
+    return Envelope(id=new_id(), task=TASK, body=body)

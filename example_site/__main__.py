@@ -17,7 +17,11 @@ from threading import Event, Thread
 from flask import Flask
 from gunicorn.app.base import BaseApplication
 
+from async_hooks import OutboxUnavailable
+
 from . import create_app
+from .models import db
+from .tasks import hooks
 
 
 def main() -> None:
@@ -31,7 +35,20 @@ def main() -> None:
     partners = PartnerServer()
     # No proxy that the environment names stands between us.
     os.environ["no_proxy"] = "127.0.0.1"
-    Server(create_app({"PARTNERS_URL": partners.url}), listener, partners).run()
+    app = create_app({"PARTNERS_URL": partners.url})
+    renew_tables(app)
+    Server(app, listener, partners).run()
+
+
+def renew_tables(app: Flask) -> None:
+    """Delete the outbox's tables that an earlier release of the library has left."""
+    with app.app_context():
+        try:
+            hooks.outbox.check_tables()
+        except OutboxUnavailable as error:
+            print(error, "This is done now.", sep="\n", file=sys.stderr)
+            hooks.outbox.create(recreate=True)
+        db.engine.dispose()  # The processes to come have connections of their own.
 
 
 def listen(port: str) -> socket.socket:

@@ -10,8 +10,9 @@ import pytest
 from flask import Flask, Response, request, send_file, stream_with_context
 from werkzeug.test import create_environ
 
+from async_hooks import AsyncHooks
 from async_hooks.envelope import Envelope
-from async_hooks.launch.after_response import HandOver
+from async_hooks.launch.after_response import AfterResponse, after_response
 from async_hooks.wsgi import close
 from tests.support.apps import make_app, make_task
 
@@ -246,10 +247,10 @@ def test_a_nested_request_has_launches_of_its_own(action: str) -> None:
 
 
 def test_the_body_is_wrapped_only_when_there_are_launches() -> None:
-    app, _ = make_app()
     body = [b"untouched"]
     environ = create_environ("/")
-    assert HandOver(app, lambda environ, start: body)(environ, lambda *a: lambda data: None) is body
+    handed = AfterResponse(lambda environ, start: body)
+    assert handed(environ, lambda *a: lambda data: None) is body
 
 
 def test_hand_over_happens_even_if_closing_the_body_raises(action: str) -> None:
@@ -277,3 +278,48 @@ def test_a_middleware_that_closes_nothing_loses_nothing(action: str) -> None:
     app.wsgi_app = lambda environ, start: [b"".join(inner(environ, start))]  # type: ignore[assignment, method-assign]
     Server(app, "/plain").finish()
     assert len(handed) == 1
+
+
+def test_any_call_can_wait_for_the_end_of_the_response() -> None:
+    app, _ = make_app()
+    made: list[str] = []
+    with app.app_context():
+        after_response(app, lambda: made.append("at once"))
+    with app.test_request_context():
+        after_response(app, lambda: made.append("last"), priority=1)
+        for _ in range(2):
+            after_response(app, made.clear)  # Equal calls are made once.
+        after_response(app, lambda: made.append("first"))
+        assert made == ["at once"]
+    assert made == ["first", "last"]
+
+
+def test_a_call_that_raises_keeps_no_other_from_being_made() -> None:
+    app, _ = make_app()
+    made: list[str] = []
+
+    def broken() -> None:
+        raise ValueError("broken")
+
+    context = app.test_request_context()
+    context.push()
+    after_response(app, broken)
+    after_response(app, lambda: made.append("second"))
+    with pytest.raises(ValueError, match="broken"):
+        context.pop()
+    assert made == ["second"]
+
+
+def test_what_a_later_teardown_function_puts_off_is_made_at_once() -> None:
+    app = Flask("site")
+    made: list[str] = []
+
+    @app.teardown_request
+    def late(error: BaseException | None) -> None:  # Flask calls the first one last.
+        after_response(app, lambda: made.append("late"))
+
+    app.config.update(SECRET_KEY="k" * 32, ASYNC_HOOKS_TRANSPORT="eager")
+    AsyncHooks(app)
+    with app.test_request_context():
+        pass
+    assert made == ["late"]

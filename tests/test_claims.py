@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import logging
 import os
+import queue
 import sqlite3
+import threading
 import time
 from contextlib import closing
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from flask import Flask
 
 from async_hooks import AsyncHooks, AsyncTask, Delivery, DeliveryState
-from async_hooks.delivery import Addition, Terms
+from async_hooks.delivery import Ending
 from async_hooks.envelope import Envelope
 from async_hooks.errors import ConnectionBroken, TimedOut, TransportError, Unreachable
-from async_hooks.outbox.database import Database, engine_for
-from async_hooks.outbox.ledger import Ledger
-from async_hooks.relay import claims
+from async_hooks.outbox.admin import Outbox
+from async_hooks.outbox.database import Database
+from async_hooks.outbox.engines import engine_for
+from async_hooks.outbox.open import Opened
+from async_hooks.outbox.processes import Processes
+from async_hooks.outbox.store import Store
 from async_hooks.relay.claims import Claims
+from async_hooks.relay.process import Process
 from async_hooks.state import state_of
 from async_hooks.verdict import Outcome, Verdict
 from tests.support.apps import make_task, plain_app
@@ -55,9 +61,9 @@ class Shop:
         self.task: type[AsyncTask] = make_task(self.hooks, action)
         self.clock = Clock()
 
-    def launch(self, count: int = 1, **wishes: Any) -> list[str]:
+    def launch(self, count: int = 1, **options: Any) -> list[str]:
         with self.app.app_context():
-            return [self.task.dispatch({"n": n}, **wishes) for n in range(count)]
+            return [self.task.dispatch({"n": n}, **options) for n in range(count)]
 
     def delivery(self, delivery_id: str) -> Delivery:
         with self.app.app_context():
@@ -69,39 +75,57 @@ class Shop:
         with self.app.app_context():
             return self.hooks.outbox.why(delivery_id)
 
-    def process(self) -> Process:
-        return Process(self)
+    def peer(self) -> Peer:
+        return Peer(self)
 
 
-class Process:
-    """A process that relays: a ledger and claims of its own."""
+class Peer:
+    """A process that relays: claims of its own, on connections of its own."""
 
-    def __init__(self, shop: Shop) -> None:
+    def __init__(self, shop: Shop, app: Flask | None = None) -> None:
         self.taken: list[Envelope] = []
+        app = app or shop.app
         database = Database(
             lambda: engine_for(f"sqlite:///{shop.path}", shop.path.parent, synchronous="NORMAL"),
             patience=0.05,
             is_own=True,
         )
-        self.ledger = Ledger(
-            f"shop {shop.path}", database, now=lambda: time.time() + shop.clock.at - 1000
-        )
-        config = state_of(shop.app).config
-        self.claims = Claims(
-            shop.app, config, self.ledger, take=self.taken.append, clock=shop.clock
-        )
+        self.store = Store(database, ["tests.app"], now=lambda: time.time() + shop.clock.at - 1000)
+        self.processes = Processes(database, ["tests.app"], self.store.now)
+        self.process = Process(f"shop {shop.path}", shop.clock.monotonic)
+        outbox = Outbox(app, self.store, self.processes)
+        opened = Opened(self.store, self.processes, outbox, None, lambda: "shop")
+        self.claims = Claims(app, state_of(app).config, opened, self.process)
 
     def turn(self) -> list[Envelope]:
-        """Take one turn of the loop, and look round; return what it claimed."""
-        before, notes = len(self.taken), self.claims._notes.get()
-        notes.look_at = float("-inf")
-        self.claims._tick(notes)
+        """Take one turn of the loop, and maintain; return what it claimed."""
+        claims, before = self.claims, len(self.taken)
+        claims._maintenance._maintain_at = float("-inf")
+        claims._tick()
+        while not claims._ready.empty():
+            envelope = claims._ready.get()
+            assert envelope is not None
+            self.taken.append(envelope)
         return self.taken[before:]
 
     def heartbeat(self, shop: Shop) -> None:
-        """Let a beat's time pass, and take a turn."""
+        """Let a heartbeat's time pass, and take a turn."""
         shop.clock.at += 1.01
         self.turn()
+
+    def begin(self, envelope: Envelope) -> bool:
+        """Begin the attempt here, as the executor does."""
+        process = self.process
+        if not process.start(envelope):
+            return False
+        registered = process.id if process.is_registered.is_set() else None
+        begun = self.store.begin(envelope, registered)
+        if not begun:
+            process.forget(envelope)
+        return begun
+
+    def complete(self, envelope: Envelope) -> bool:
+        return self.store.record(envelope, Ending(DeliveryState.COMPLETED))
 
 
 @pytest.fixture
@@ -111,23 +135,23 @@ def shop(tmp_path: Path, action: str) -> Shop:
 
 def test_what_is_due_is_claimed_as_far_as_there_is_room(shop: Shop) -> None:
     shop.launch(20)
-    assert len(shop.process().turn()) == 8  # Four for each of two senders.
+    assert len(shop.peer().turn()) == 8  # Four for each of two senders.
 
 
 def test_what_is_claimed_is_not_claimed_again(shop: Shop) -> None:
     [launched] = shop.launch()
-    assert [envelope.id for envelope in shop.process().turn()] == [launched]
-    assert shop.process().turn() == []
+    assert [envelope.id for envelope in shop.peer().turn()] == [launched]
+    assert shop.peer().turn() == []
 
 
 def test_a_completed_attempt_is_written_once_by_whoever_knows(shop: Shop) -> None:
     [launched] = shop.launch()
-    process = shop.process()
+    process = shop.peer()
     [envelope] = process.turn()
-    assert process.ledger.begin(envelope)
+    assert process.begin(envelope)
     process.claims.settle(envelope, DONE)
     assert shop.delivery(launched).state is DeliveryState.COMPLETED
-    assert process.ledger.me.held == {}
+    assert process.process.claimed == {}
 
 
 @pytest.mark.parametrize(
@@ -154,7 +178,7 @@ def test_each_ending_uses_up_what_the_rules_say(
     shop: Shop, ending: Any, begins: bool, attempts: int, crashes: int
 ) -> None:
     [launched] = shop.launch()
-    process = shop.process()
+    process = shop.peer()
     [envelope] = process.turn()
     if begins:
         begin_elsewhere(process, envelope)
@@ -166,9 +190,9 @@ def test_each_ending_uses_up_what_the_rules_say(
 
 def test_a_failure_waits_for_its_backoff_and_says_so(shop: Shop, facts: Facts) -> None:
     [launched] = shop.launch()
-    process = shop.process()
+    process = shop.peer()
     [envelope] = process.turn()
-    process.ledger.begin(envelope)
+    process.begin(envelope)
     process.claims.settle(envelope, Verdict(Outcome.FAILED, "ValueError: no"))
     delivery = shop.delivery(launched)
     wait = (delivery.run_at - delivery.created_at).total_seconds()
@@ -182,30 +206,30 @@ def test_a_failure_waits_for_its_backoff_and_says_so(shop: Shop, facts: Facts) -
 
 def test_a_retry_may_ask_for_its_own_time(shop: Shop) -> None:
     [launched] = shop.launch()
-    process = shop.process()
+    process = shop.peer()
     [envelope] = process.turn()
-    process.ledger.begin(envelope)
+    process.begin(envelope)
     process.claims.settle(envelope, Verdict(Outcome.RETRY, "later", after=3600.0))
     delivery = shop.delivery(launched)
     assert (delivery.run_at - delivery.created_at).total_seconds() > 3590
 
 
-def attempt(process: Process, ending: Any) -> None:
+def attempt(process: Peer, ending: Any) -> None:
     [envelope] = process.turn()
     begin_elsewhere(process, envelope)
     process.claims.settle(envelope, ending)
 
 
-def begin_elsewhere(process: Process, envelope: Envelope) -> None:
+def begin_elsewhere(process: Peer, envelope: Envelope) -> None:
     """Begin the attempt in a process that has no relay, and that nobody sees living."""
-    assert process.ledger.begin(envelope)
-    process.ledger.me.running.clear()
+    assert process.begin(envelope)
+    process.process.running.clear()
 
 
 def test_attempts_run_out(tmp_path: Path, action: str, facts: Facts) -> None:
     shop = Shop(tmp_path, action, ASYNC_HOOKS_MAX_ATTEMPTS=2)
     [launched] = shop.launch()
-    process = shop.process()
+    process = shop.peer()
     for _ in range(2):
         attempt(process, Verdict(Outcome.RETRY, "no", after=0.0))
     assert shop.delivery(launched).state is DeliveryState.DISCARDED
@@ -217,7 +241,7 @@ def test_crashes_run_out_and_do_not_count_as_failures(
 ) -> None:
     shop = Shop(tmp_path, action, ASYNC_HOOKS_MAX_CRASHES=2, ASYNC_HOOKS_MAX_ATTEMPTS=2)
     [launched] = shop.launch()
-    process = shop.process()
+    process = shop.peer()
     attempt(process, ConnectionBroken("it died"))
     attempt(process, Verdict(Outcome.RETRY, "no", after=0.0))
     assert shop.delivery(launched).state is DeliveryState.AVAILABLE
@@ -234,12 +258,9 @@ def test_what_is_unknown_here_is_left_to_others(shop: Shop, action: str) -> None
         assert "parked" in hooks.outbox.why(launched)
         [waiting] = hooks.outbox.backlog()
         assert (waiting.count, waiting.is_known) == (1, False)
-    other = Process(shop)
-    other.claims = Claims(
-        stranger, state_of(stranger).config, other.ledger, take=other.taken.append
-    )
+    other = Peer(shop, stranger)
     assert other.turn() == []
-    assert [envelope.id for envelope in shop.process().turn()] == [launched]
+    assert [envelope.id for envelope in shop.peer().turn()] == [launched]
 
 
 def test_an_alias_knows_its_former_self(shop: Shop, action: str) -> None:
@@ -255,14 +276,13 @@ def test_an_alias_knows_its_former_self(shop: Shop, action: str) -> None:
     hooks.register(Renamed)
     app = plain_app(ASYNC_HOOKS_OUTBOX=f"sqlite:///{shop.path}", ASYNC_HOOKS_RELAY=False)
     hooks.init_app(app)
-    process = Process(renamed)
-    process.claims = Claims(app, state_of(app).config, process.ledger, take=process.taken.append)
+    process = Peer(renamed, app)
     assert [envelope.id for envelope in process.turn()] == [launched]
 
 
 def test_nothing_is_claimed_while_nothing_arrives(shop: Shop) -> None:
     shop.launch(5)
-    process = shop.process()
+    process = shop.peer()
     for envelope in process.turn():
         process.claims.settle(envelope, Unreachable("nobody listens"))
     assert process.turn() == []
@@ -274,10 +294,10 @@ def test_nothing_is_claimed_while_nothing_arrives(shop: Shop) -> None:
 
 def test_a_dead_process_of_this_machine_is_missed_at_once(shop: Shop, facts: Facts) -> None:
     began, waited = shop.launch(2)
-    dead = shop.process()
+    dead = shop.peer()
     first, _ = sorted(dead.turn(), key=lambda envelope: envelope.id != began)
-    assert dead.ledger.begin(first)
-    survivor = shop.process()
+    assert dead.begin(first)
+    survivor = shop.peer()
     assert survivor.turn() == []
     kill(dead)
     survivor.heartbeat(shop)
@@ -287,9 +307,9 @@ def test_a_dead_process_of_this_machine_is_missed_at_once(shop: Shop, facts: Fac
     assert {envelope.id for envelope in survivor.taken} == {began, waited}
 
 
-def kill(process: Process) -> None:
+def kill(process: Peer) -> None:
     """Release the lock, and leave the file, as the kernel does."""
-    liveness = process.ledger.me.liveness
+    liveness = process.process.liveness
     assert liveness._file is not None
     os.close(liveness._file)
     liveness._file = None
@@ -297,8 +317,8 @@ def kill(process: Process) -> None:
 
 def test_a_silent_process_of_another_machine_is_missed_after_three_beats(shop: Shop) -> None:
     [launched] = shop.launch()
-    silent, survivor = shop.process(), shop.process()
-    silent.ledger.me.liveness.host_id = "elsewhere"
+    silent, survivor = shop.peer(), shop.peer()
+    silent.process.liveness.host_id = "elsewhere"
     silent.turn()
     survivor.turn()
     for _ in range(2):
@@ -310,9 +330,9 @@ def test_a_silent_process_of_another_machine_is_missed_after_three_beats(shop: S
 
 def test_a_holder_without_a_row_of_its_own_is_missed_too(shop: Shop) -> None:
     [launched] = shop.launch()
-    buried, survivor = shop.process(), shop.process()
+    buried, survivor = shop.peer(), shop.peer()
     buried.turn()
-    buried.ledger.deregister(buried.ledger.me.relay_id)
+    buried.processes.deregister(buried.process.id)
     survivor.turn()
     for _ in range(2):
         survivor.heartbeat(shop)
@@ -323,8 +343,8 @@ def test_a_holder_without_a_row_of_its_own_is_missed_too(shop: Shop) -> None:
 
 def test_who_beats_is_not_missed_however_slow_the_observer(shop: Shop) -> None:
     shop.launch()
-    alive, observer = shop.process(), shop.process()
-    alive.ledger.me.liveness.host_id = "elsewhere"
+    alive, observer = shop.peer(), shop.peer()
+    alive.process.liveness.host_id = "elsewhere"
     alive.turn()
     for _ in range(5):
         observer.heartbeat(shop)
@@ -334,8 +354,8 @@ def test_who_beats_is_not_missed_however_slow_the_observer(shop: Shop) -> None:
 
 def test_nobody_is_missed_while_the_database_is_locked(shop: Shop) -> None:
     shop.launch()
-    alive, observer = shop.process(), shop.process()
-    alive.ledger.me.liveness.host_id = "elsewhere"
+    alive, observer = shop.peer(), shop.peer()
+    alive.process.liveness.host_id = "elsewhere"
     alive.turn()
     observer.turn()
     with closing(sqlite3.connect(shop.path, isolation_level=None)) as writer:
@@ -352,26 +372,26 @@ def test_nobody_is_missed_while_the_database_is_locked(shop: Shop) -> None:
 
 def test_a_process_that_was_frozen_changes_nothing_any_more(shop: Shop) -> None:
     [launched] = shop.launch()
-    frozen, survivor = shop.process(), shop.process()
+    frozen, survivor = shop.peer(), shop.peer()
     [envelope] = frozen.turn()
-    frozen.ledger.begin(envelope)
+    frozen.begin(envelope)
     kill(frozen)
     survivor.turn()
     [again] = survivor.taken
     before = shop.delivery(launched)
     for ending in (DONE, Verdict(Outcome.FAILED, "late"), ConnectionBroken("late")):
         frozen.claims.settle(envelope, ending)
-    assert not frozen.ledger.complete(envelope, None)
-    assert not frozen.ledger.begin(envelope)
+    assert not frozen.complete(envelope)
+    assert not frozen.begin(envelope)
     assert shop.delivery(launched) == before
-    assert survivor.ledger.begin(again)
+    assert survivor.begin(again)
 
 
 def test_what_nobody_here_remembers_goes_back(shop: Shop) -> None:
     [launched] = shop.launch()
-    process = shop.process()
+    process = shop.peer()
     process.turn()
-    process.ledger.me.held.clear()  # As after a commit of which nobody knew.
+    process.process.claimed.clear()  # As after a commit of which nobody knew.
     process.heartbeat(shop)
     assert shop.delivery(launched).state is DeliveryState.EXECUTING
     process.heartbeat(shop)
@@ -381,14 +401,14 @@ def test_what_nobody_here_remembers_goes_back(shop: Shop) -> None:
 
 def test_a_run_whose_sender_is_gone_is_settled_by_its_own_process(shop: Shop) -> None:
     [launched] = shop.launch()
-    sender, executor = shop.process(), shop.process()
+    sender, executor = shop.peer(), shop.peer()
     executor.turn()
     with shop.app.app_context():
         assert shop.hooks.outbox.counts()["executing"] == 1
     [envelope] = executor.taken
-    executor.claims.release(envelope)  # Another process had claimed and posted it …
-    assert executor.ledger.begin(envelope)
-    executor.ledger.end(envelope, Verdict(Outcome.DISCARDED, "never again"))  # … and died.
+    executor.process.drop(envelope)  # Another process had claimed and posted it …
+    assert executor.begin(envelope)
+    executor.process.finish(envelope, Verdict(Outcome.DISCARDED, "never again"))  # … and died.
     executor.heartbeat(shop)
     executor.heartbeat(shop)
     delivery = shop.delivery(launched)
@@ -400,59 +420,26 @@ def test_a_run_outlives_its_sender_even_before_the_first_beat_of_its_own_process
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     [launched] = shop.launch()
-    sender, executor, survivor = shop.process(), shop.process(), shop.process()
+    sender, executor, survivor = shop.peer(), shop.peer(), shop.peer()
     [envelope] = sender.turn()
-    monkeypatch.setattr(executor.claims, "_run", lambda notes: None)  # Its thread is still to run.
+    monkeypatch.setattr(executor.claims, "_run", lambda: None)  # Its thread is still to run.
     executor.claims.start()
-    assert executor.ledger.begin(envelope)
+    assert executor.begin(envelope)
     kill(sender)
     survivor.turn()
-    assert executor.ledger.complete(envelope, None)
+    assert executor.complete(envelope)
     assert (shop.delivery(launched).attempts, shop.delivery(launched).crashes) == (1, 0)
-
-
-def test_a_process_takes_nothing_over_before_it_has_looked_once(
-    shop: Shop, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    process = shop.process()
-    monkeypatch.setattr(process.claims, "_run", lambda notes: None)
-    process.claims.start()
-    new = Envelope(id="new", task=shop.task.name, body="null")
-    assert process.claims.reserve(new, "default") is None
-    process.turn()
-    assert process.claims.reserve(new, "default") is not None
-
-
-def test_what_is_not_yet_in_the_table_is_not_given_back(
-    shop: Shop, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    process = shop.process()
-    process.turn()
-    process.ledger.me.is_beating.set()
-    new = Envelope(id="new", task=shop.task.name, body='{"n":1}')
-    leased = process.claims.reserve(new, "default")
-    assert leased is not None
-    real = time.monotonic
-    later = SimpleNamespace(monotonic=lambda: real() + 10)
-    monkeypatch.setattr(claims, "time", later)  # The database is slow to take it.
-    process.turn()
-    process.ledger.add([Addition(leased, Terms())], lease=leased.lease)
-    process.claims.take_over(leased)
-    assert process.taken == [leased]
-    process.turn()  # Since it was added, it has waited for long: now it goes back.
-    assert shop.delivery("new").state is DeliveryState.EXECUTING
-    assert [envelope.id for envelope in process.taken] == ["new", "new"]
 
 
 def test_a_relay_whose_senders_are_stuck_lets_others_have_the_rest(shop: Shop) -> None:
     shop.launch(4)
-    process, other = shop.process(), shop.process()
+    process, other = shop.peer(), shop.peer()
     for envelope in process.turn()[:2]:
-        assert process.claims.set_out(envelope)
-    wait_until(process.claims._is_stuck)
+        assert process.process.send(envelope)
+    shop.clock.at += 0.11
     process.turn()
     assert len(other.turn()) == 2
-    assert not process.claims.set_out(process.taken[2])
+    assert not process.process.send(process.taken[2])
 
 
 def test_a_run_that_takes_too_long_here_is_failed_and_keeps_running(
@@ -460,39 +447,37 @@ def test_a_run_that_takes_too_long_here_is_failed_and_keeps_running(
 ) -> None:
     shop = Shop(tmp_path, action, ASYNC_HOOKS_TIMEOUT=10)
     [launched] = shop.launch()
-    process = shop.process()
+    process = shop.peer()
     [envelope] = process.turn()
-    process.ledger.begin(envelope)
-    me = process.ledger.me
-    run = me.running[me.key(envelope)]
-    me.running[me.key(envelope)] = run._replace(since=run.since - 13)
+    process.begin(envelope)
+    shop.clock.at += 13
     process.turn()
     assert shop.delivery(launched).error == "It ran for more than 12 seconds."
-    assert me.runs(envelope)
+    assert process.process.runs(envelope)
 
 
 def test_a_cut_connection_does_not_end_a_run_whose_process_lives(shop: Shop) -> None:
     [launched] = shop.launch()
-    sender, executor = shop.process(), shop.process()
+    sender, executor = shop.peer(), shop.peer()
     executor.turn()
-    executor.claims.give_back(executor.taken)
+    executor.claims._settler.release(executor.taken)
     [envelope] = sender.turn()
-    assert executor.ledger.begin(envelope)
+    assert executor.begin(envelope)
     sender.claims.settle(envelope, ConnectionBroken("a proxy went away"))
     sender.turn()
     assert shop.delivery(launched).state is DeliveryState.EXECUTING
-    assert executor.ledger.complete(envelope, None)
+    assert executor.complete(envelope)
     sender.turn()
     assert shop.delivery(launched).crashes == 0
 
 
 def test_a_cut_connection_whose_process_died_is_a_crash_a_moment_later(shop: Shop) -> None:
     [launched] = shop.launch()
-    sender, executor = shop.process(), shop.process()
+    sender, executor = shop.peer(), shop.peer()
     executor.turn()
-    executor.claims.give_back(executor.taken)
+    executor.claims._settler.release(executor.taken)
     [envelope] = sender.turn()
-    assert executor.ledger.begin(envelope)
+    assert executor.begin(envelope)
     sender.claims.settle(envelope, ConnectionBroken("it went away"))
     kill(executor)
     sender.turn()
@@ -501,11 +486,11 @@ def test_a_cut_connection_whose_process_died_is_a_crash_a_moment_later(shop: Sho
 
 def test_cut_connections_bury_nobody(shop: Shop) -> None:
     launched = shop.launch(3)
-    sender, executor = shop.process(), shop.process()
+    sender, executor = shop.peer(), shop.peer()
     executor.turn()
-    executor.claims.give_back(executor.taken)
+    executor.claims._settler.release(executor.taken)
     for envelope in sender.turn():
-        assert executor.ledger.begin(envelope)
+        assert executor.begin(envelope)
         sender.claims.settle(envelope, ConnectionBroken("a proxy went away"))
         sender.turn()
     assert [shop.delivery(each).crashes for each in launched] == [0, 0, 0]
@@ -513,7 +498,7 @@ def test_cut_connections_bury_nobody(shop: Shop) -> None:
 
 def test_a_delivery_that_never_begins_keeps_no_other_waiting(shop: Shop) -> None:
     launched = shop.launch(3)
-    process = shop.process()
+    process = shop.peer()
     began: set[str] = set()
     for _ in range(60):
         shop.clock.at += 61
@@ -531,62 +516,63 @@ def test_a_delivery_that_never_begins_keeps_no_other_waiting(shop: Shop) -> None
 
 def test_a_repeated_post_leaves_the_run_alone(shop: Shop) -> None:
     [launched] = shop.launch()
-    process = shop.process()
+    process = shop.peer()
     [envelope] = process.turn()
-    assert process.ledger.begin(envelope)
-    assert not process.ledger.begin(envelope)
-    process.claims.release(envelope)
+    assert process.begin(envelope)
+    assert not process.begin(envelope)
+    process.process.drop(envelope)
     for _ in range(3):
         process.heartbeat(shop)
     assert shop.delivery(launched).state is DeliveryState.EXECUTING
-    assert process.ledger.complete(envelope, None)
+    assert process.complete(envelope)
 
 
 def test_the_end_of_a_zombie_leaves_the_next_attempt_alone(shop: Shop) -> None:
     [launched] = shop.launch()
-    process = shop.process()
+    process = shop.peer()
     [zombie] = process.turn()
-    assert process.ledger.begin(zombie)
+    assert process.begin(zombie)
     process.claims.settle(zombie, TimedOut("no"))
     with shop.app.app_context():
         assert shop.hooks.outbox.retry(launched)
     [again] = process.turn()
-    assert process.ledger.begin(again)
-    process.ledger.end(zombie, Verdict(Outcome.FAILED, "late"))
-    assert process.ledger.me.runs(again)
-    process.claims.release(zombie)
-    assert process.ledger.me.held
+    assert process.begin(again)
+    process.process.finish(zombie, Verdict(Outcome.FAILED, "late"))
+    assert process.process.runs(again)
+    process.process.drop(zombie)
+    assert process.process.claimed
 
 
 def test_an_answer_given_before_an_attempt_says_nothing_of_one_that_runs(shop: Shop) -> None:
     [launched] = shop.launch()
-    process = shop.process()
+    process = shop.peer()
     [envelope] = process.turn()
-    assert process.ledger.begin(envelope)
+    assert process.begin(envelope)
     process.claims.settle(envelope, Verdict(Outcome.BUSY, "a copy of it came too late"))
     assert shop.delivery(launched).state is DeliveryState.EXECUTING
 
 
-def test_a_spoilt_row_is_discarded_and_kept(shop: Shop) -> None:
+def test_a_spoilt_row_is_left_to_others_and_shown(shop: Shop) -> None:
     spoilt, sound = shop.launch(2)
     with closing(sqlite3.connect(shop.path)) as connection:
         connection.execute(
             "UPDATE async_hooks_deliveries SET context = '[' WHERE id = ?", (spoilt,)
         )
         connection.commit()
-    assert [envelope.id for envelope in shop.process().turn()] == [sound]
+    assert [envelope.id for envelope in shop.peer().turn()] == [sound]
     delivery = shop.delivery(spoilt)
-    assert delivery.state is DeliveryState.DISCARDED
-    assert "can't be read" in str(delivery.error)
+    assert (delivery.state, delivery.data) == (DeliveryState.AVAILABLE, None)
+    assert "can't read the row" in str(delivery.error)
+    assert "can't read the row" in shop.why(spoilt)
 
 
 def test_a_bug_of_ours_pauses_the_loop_and_shows(
     shop: Shop, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     [launched] = shop.launch()
-    process = shop.process()
+    process = shop.peer()
     calls = 0
-    claim = process.ledger.claim
+    claim = process.store.claim
 
     def broken(*args: Any) -> tuple[list[Envelope], float | None]:
         nonlocal calls
@@ -595,29 +581,56 @@ def test_a_bug_of_ours_pauses_the_loop_and_shows(
             raise RuntimeError("a bug")
         return claim(*args)
 
-    monkeypatch.setattr(process.ledger, "claim", broken)
+    monkeypatch.setattr(process.store, "claim", broken)
     with caplog.at_level(logging.ERROR):
         process.claims.start()
-        wait_until(lambda: bool(process.taken))
+        taken = process.claims.next()
     process.claims.stop()
-    process.claims.end()
+    process.claims.end([], TransportError("the process ends"))
     assert "The relay failed, and goes on" in caplog.text
-    assert [envelope.id for envelope in process.taken] == [launched]
+    assert taken is not None
+    assert taken.id == launched
+
+
+def test_a_stop_gives_back_what_waits_and_ends_every_sender(shop: Shop) -> None:
+    [launched] = shop.launch()
+    process, taken = shop.peer(), queue.SimpleQueue[Envelope | None]()
+    senders = [threading.Thread(target=lambda: taken.put(process.claims.next())) for _ in "abc"]
+    for sender in senders:
+        sender.start()
+    process.claims.stop()
+    assert [taken.get(timeout=20) for _ in senders] == [None] * 3
+    process.claims._tick()  # It was about to claim when the stop came.
+    assert process.claims.next() is None
+    delivery = shop.delivery(launched)
+    assert (delivery.state, delivery.attempts) == (DeliveryState.AVAILABLE, 0)
+    assert process.process.claimed == {}
+
+
+def test_a_process_that_never_relayed_has_nothing_to_sign_off(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process, signed_off = shop.peer(), list[str]()
+    monkeypatch.setattr(process.processes, "deregister", signed_off.append)
+    process.claims.wake()
+    process.claims.end([], TransportError("the process ends"))
+    assert "liveness" not in vars(process.process)
+    assert signed_off == []
 
 
 def test_the_loop_sleeps_no_longer_than_until_the_next_is_due(shop: Shop) -> None:
-    process = shop.process()
+    process = shop.peer()
     process.turn()
-    assert process.claims._notes.get().next_due == 1.0
+    assert process.claims._next_due == 1.0
     shop.launch(delay=0.5)
     process.turn()
-    assert 0 < process.claims._notes.get().next_due <= 0.5
+    assert 0 < process.claims._next_due <= 0.5
 
 
 def test_old_deliveries_are_purged_by_the_loop(tmp_path: Path, action: str) -> None:
     shop = Shop(tmp_path, action, ASYNC_HOOKS_KEEP=0.001)
     shop.launch()
-    process = shop.process()
+    process = shop.peer()
     attempt(process, DONE)
     shop.clock.at += 61
     wait_until(lambda: process.turn() == [] and not any(counts(shop).values()))

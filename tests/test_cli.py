@@ -21,11 +21,10 @@ from sqlalchemy import update
 
 from async_hooks import AsyncHooks, AsyncTask
 from async_hooks.cli import cli
-from async_hooks.delivery import Addition, Terms
 from async_hooks.envelope import Envelope, new_id
 from async_hooks.host.runtime_dir import runtime_dir
-from async_hooks.outbox import schema, store
-from async_hooks.outbox.queries import BATCH
+from async_hooks.outbox import schema, tables
+from async_hooks.outbox.processes import BATCH, Processes
 from async_hooks.state import state_of
 from tests.support.apps import make_app, plain_app
 from tests.support.databases import KINDS, fresh_database
@@ -54,7 +53,10 @@ class Shop:
             **{"ASYNC_HOOKS_RELAY": False, **config},
         )
         register_mail(self.hooks)
-        self.ledger: Any = state_of(self.app).ledger
+        state = state_of(self.app)
+        assert state.store is not None
+        self.store = state.store
+        self.process = state.process
 
     def run(self, *arguments: str, answer: str | None = None) -> Result:
         return run(self.app, *arguments, answer=answer)
@@ -67,16 +69,24 @@ class Shop:
     def add(self, task: str = "mail", receiver: str | None = None, **terms: Any) -> str:
         delivery_id = new_id()
         envelope = Envelope(id=delivery_id, task=task, body='{"to": "a@b.c"}', receiver=receiver)
-        self.keep([Addition(envelope, Terms(**terms))])
+        self.store.add([envelope._replace(**terms)])
         return delivery_id
 
-    def keep(self, additions: list[Addition]) -> None:
-        now = self.ledger.now()
-        self.ledger.database.write(lambda connection: store.add(connection, additions, now=now))
+    def heartbeat(self, problem: str | None, **shown: Any) -> None:
+        """Show that this process relays, as its relay does."""
+        process = self.process[os.getpid()]
+        Processes(self.store.database, self.store.audiences, self.store.now).heartbeat(
+            process.id,
+            host=os.uname().nodename,
+            pid=process.pid,
+            host_id=process.liveness.host_id,
+            problem=problem,
+            **shown,
+        )
 
     def set(self, *ids: str, **values: Any) -> None:
         change = update(schema.deliveries).where(schema.deliveries.c.id.in_(ids)).values(**values)
-        self.ledger.database.write(lambda connection: connection.execute(change))
+        self.store.database.execute(change)
 
     def discarded(self, error: str = "ValueError: no", **terms: Any) -> str:
         delivery_id = self.add(**terms)
@@ -115,7 +125,7 @@ def anywhere(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Shop]:
     with fresh_database(request.param, tmp_path) as url:
         shop = Shop(url)
         yield shop
-        shop.ledger.database.engine.dispose()
+        shop.store.database.engine.dispose()
 
 
 # -- all of them
@@ -154,7 +164,10 @@ def test_the_groups_listing_cuts_no_help(shop: Shop) -> None:
 @pytest.mark.parametrize(
     ("command", "complaint"),
     [
-        (["deliveries", "--state", "done"], "'available', 'executing', 'completed', 'discarded'"),
+        (
+            ["deliveries", "--state", "done"],
+            "'available', 'executing', 'waiting', 'completed', 'discarded'",
+        ),
         (["deliveries", "--limit", "0"], "x>=1"),
         (["deliveries", "--task", "a\nb"], "without control characters"),
         (["retry"], "Name an ID, or --state"),
@@ -186,16 +199,57 @@ def test_init_db_makes_the_tables_once(anywhere: Shop) -> None:
     assert second.output == f"The outbox's tables are up to date, version {schema.VERSION}.\n"
 
 
-def test_init_db_says_from_which_version_it_updated(
-    shop: Shop, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shop.run("init-db")
-    monkeypatch.setattr(schema, "VERSION", schema.VERSION + 1)
-    monkeypatch.setitem(schema.MIGRATIONS, schema.VERSION, lambda connection: None)
-    result = shop.run("init-db")
-    assert result.output == (
-        f"The outbox's tables were updated from version {schema.VERSION - 1} to {schema.VERSION}.\n"
+def test_init_db_deletes_tables_of_another_version_only_if_told_to(anywhere: Shop) -> None:
+    anywhere.run("init-db")
+    waiting = anywhere.add()
+    former = update(schema.version).values(version=1)
+    anywhere.store.database.execute(former)
+    refused = anywhere.run("init-db")
+    assert refused.exit_code == 1
+    assert "have version 1" in refused.stderr
+    assert "flask async-hooks init-db --recreate" in refused.stderr
+    assert anywhere.run("init-db", "--recreate", answer="n").exit_code == 1
+    assert anywhere.state(waiting) == "available"
+    made = anywhere.run("init-db", "--recreate", "--yes")
+    assert made.output == f"The outbox's tables were created, version {schema.VERSION}.\n"
+    assert anywhere.state(waiting) == "gone"
+
+
+# -- a renamed app
+
+
+def test_what_a_renamed_app_leaves_behind_is_named_and_adopted(shop: Shop, tmp_path: Path) -> None:
+    waiting = shop.add()
+    renamed = Shop(shop.app.config["ASYNC_HOOKS_OUTBOX"], ASYNC_HOOKS_AUDIENCE="store")
+    checked = renamed.run("check")
+    assert checked.exit_code == 1
+    assert "'tests.app' has unfinished deliveries of this app's tasks (1)" in checked.stderr
+    assert "flask async-hooks adopt tests.app" in checked.stderr
+    assert renamed.run("health").exit_code == 1
+    assert "'tests.app' has unfinished deliveries" in renamed.run("status").output
+    assert renamed.state(waiting) == "gone"
+    assert renamed.run("adopt", "tests.app", "--yes").output == (
+        "Adopted 1 delivery of 'tests.app'.\n"
     )
+    assert renamed.state(waiting) == "available"
+    assert renamed.run("check").exit_code == 0
+    renamed.store.database.engine.dispose()
+
+
+def test_an_app_that_reads_its_former_name_leaves_nothing_behind(shop: Shop) -> None:
+    waiting = shop.add()
+    both = Shop(shop.app.config["ASYNC_HOOKS_OUTBOX"], ASYNC_HOOKS_AUDIENCE=["store", "tests.app"])
+    assert both.run("check").exit_code == 0
+    assert both.state(waiting) == "available"
+    both.store.database.engine.dispose()
+
+
+def test_a_neighbour_on_the_same_tables_turns_nothing_red(shop: Shop) -> None:
+    shop.add(task="of another app")
+    neighbour = Shop(shop.app.config["ASYNC_HOOKS_OUTBOX"], ASYNC_HOOKS_AUDIENCE="blog")
+    assert neighbour.run("check").exit_code == 0
+    assert neighbour.run("health").exit_code == 0
+    neighbour.store.database.engine.dispose()
 
 
 def test_init_db_makes_the_tables_in_the_apps_own_database(tmp_path: Path) -> None:
@@ -215,7 +269,7 @@ def test_init_db_makes_the_tables_in_the_apps_own_database(tmp_path: Path) -> No
 # -- status
 
 
-def test_status_shows_all_five_states_and_what_is_parked(anywhere: Shop) -> None:
+def test_status_shows_all_six_states_and_what_is_parked(anywhere: Shop) -> None:
     anywhere.run("init-db")
     anywhere.add()
     anywhere.add(task="post")
@@ -225,6 +279,7 @@ def test_status_shows_all_five_states_and_what_is_parked(anywhere: Shop) -> None
     assert found["counts"] == {
         "available": 3,
         "executing": 0,
+        "waiting": 0,
         "completed": 0,
         "discarded": 0,
         "cancelled": 0,
@@ -247,10 +302,10 @@ def test_status_shows_all_five_states_and_what_is_parked(anywhere: Shop) -> None
 
 def test_status_shows_a_workers_name_queues_and_what_it_runs(anywhere: Shop) -> None:
     anywhere.run("init-db")
-    me = anywhere.ledger.me
-    anywhere.ledger.heartbeat(None, name="night shift", queues=["a", "b"])
+    me = anywhere.process[os.getpid()]
+    anywhere.heartbeat(None, name="night shift", queues=["a", "b"])
     running, claimed, _ = (anywhere.add() for _ in range(3))
-    anywhere.set(running, claimed, state="executing", relay=me.relay_id, lease="x")
+    anywhere.set(running, claimed, state="executing", process_id=me.id, lease="x")
     anywhere.set(running, started_at=1e9)
     [relay] = anywhere.json("status")["relays"]
     assert (relay["name"], relay["queues"]) == ("night shift", ["a", "b"])
@@ -262,28 +317,28 @@ def test_status_shows_a_workers_name_queues_and_what_it_runs(anywhere: Shop) -> 
 
 def test_status_shows_the_relays_and_their_problems(shop: Shop) -> None:
     shop.run("init-db")
-    shop.ledger.heartbeat("No address\nis known.")
+    shop.heartbeat("No address\nis known.")
     [relay] = shop.json("status")["relays"]
     assert (relay["pid"], relay["is_alive"]) == (os.getpid(), True)
     datetime.fromisoformat(relay["started_at"])
     text = shop.run("status").output
     assert f"pid {os.getpid()}  alive  since " in text
     assert "problem: No address\\nis known." in text
-    shop.ledger.me.liveness.end()
+    shop.process[os.getpid()].liveness.end()
 
 
 def test_status_in_a_narrow_terminal_takes_two_lines_and_loses_no_word(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shop.run("init-db")
-    shop.ledger.heartbeat("No address is known. " + "long " * 50 + "end", name="night shift")
+    shop.heartbeat("No address is known. " + "long " * 50 + "end", name="night shift")
     monkeypatch.setenv("COLUMNS", "80")
     lines = shop.run("status").output.splitlines()
     first = next(number for number, line in enumerate(lines) if f"pid {os.getpid()}" in line)
     assert len(lines[first]) <= 80
     assert lines[first + 1].startswith("    worker night shift: all queues  problem: No address")
     assert lines[first + 1].endswith("long end")
-    shop.ledger.me.liveness.end()
+    shop.process[os.getpid()].liveness.end()
 
 
 # -- deliveries and why
@@ -418,7 +473,7 @@ def test_retry_of_a_state_never_runs_a_fan_outs_parent_again(anywhere: Shop) -> 
 def test_many_are_done_in_steps_that_show_how_far_they_are(shop: Shop) -> None:
     number = 2 * BATCH + 3
     envelopes = [Envelope(id=new_id(), task="mail", body="{}") for _ in range(number)]
-    shop.keep([Addition(envelope, Terms()) for envelope in envelopes])
+    shop.store.add(envelopes)
     cancelled = shop.run("cancel", "--state", "available", "--yes").output.splitlines()
     assert cancelled == [
         f"Cancelled {BATCH} of {number} ...",
@@ -455,7 +510,7 @@ def test_pause_and_resume_say_what_they_did(shop: Shop) -> None:
 
 def test_purge_deletes_what_finished_long_enough_ago(shop: Shop) -> None:
     old, fresh, waiting = shop.discarded(), shop.discarded(), shop.add()
-    shop.set(fresh, finished_at=shop.ledger.now() - 7200)
+    shop.set(fresh, finished_at=shop.store.now() - 7200)
     refused = shop.run("purge", answer="n\n")
     assert refused.exit_code == 1
     assert "Purge 1 delivery that finished more than 7 days ago?" in refused.output
@@ -509,25 +564,23 @@ def test_check_makes_no_tables(kind: str, tmp_path: Path) -> None:
             )
         else:
             assert result.exit_code == 1
-            assert "tables are missing. Run: flask async-hooks init-db" in result.stderr
-        with shop.ledger.database.engine.connect() as connection:
-            assert schema.version_of(connection) == 0
-        shop.ledger.database.engine.dispose()
+            assert (
+                f"tables are missing in {shop.store.database.engine.url!r}. Run: flask"
+                in result.stderr
+            )
+        with shop.store.database.engine.connect() as connection:
+            assert tables.version_of(connection) == 0
+        shop.store.database.engine.dispose()
 
 
-def test_check_refuses_tables_of_another_version(
-    shop: Shop, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_check_refuses_tables_of_another_version(shop: Shop) -> None:
     shop.run("init-db")
-    monkeypatch.setattr(schema.check_version, "__kwdefaults__", {"at_least": 2})
-    monkeypatch.setattr(schema, "VERSION", 2)
-    older = shop.run("check")
-    assert older.exit_code == 1
-    assert "have version 1, and this code needs 2. Run: flask async-hooks init-db" in older.stderr
-    monkeypatch.setattr(schema, "VERSION", 0)
-    newer = shop.run("check")
-    assert newer.exit_code == 1
-    assert "Update async_hooks here." in newer.stderr
+    for version, remedy in ((1, "flask async-hooks init-db --recreate"), (3, "Update async_hooks")):
+        shop.store.database.execute(update(schema.version).values(version=version))
+        result = shop.run("check")
+        assert result.exit_code == 1
+        assert f"have version {version}; this code" in result.stderr
+        assert remedy in result.stderr
 
 
 def test_check_without_an_outbox_is_about_the_configuration() -> None:
@@ -556,16 +609,16 @@ def test_health_tells_a_monitor_in_one_line(shop: Shop) -> None:
         "relays_alive": 0,
     }
     late = shop.add()
-    shop.set(late, run_at=shop.ledger.now() - 1000)
+    shop.set(late, run_at=shop.store.now() - 1000)
     result = shop.run("health")
     assert result.exit_code == 1
     assert result.output.startswith("Problem: A delivery has been due for 100")
     assert result.output.count("\n") == 1
     assert shop.json("health", code=1)["oldest_due_seconds"] >= 1000
-    shop.ledger.heartbeat(None)
+    shop.heartbeat(None)
     assert shop.run("health", "--patience", "1h").exit_code == 0
     assert shop.run("health", "--patience", "5m").exit_code == 1
-    shop.ledger.me.liveness.end()
+    shop.process[os.getpid()].liveness.end()
 
 
 def test_health_without_its_database_is_still_an_answer() -> None:
@@ -631,7 +684,8 @@ def command(tmp_path: Path) -> Command:
 @pytest.mark.slow
 def test_a_process_of_its_own_says_and_exits_the_same(command: Command) -> None:
     made = command("init-db")
-    assert (made.returncode, made.stdout) == (0, "The outbox's tables were created, version 1.\n")
+    text = f"The outbox's tables were created, version {schema.VERSION}.\n"
+    assert (made.returncode, made.stdout) == (0, text)
     assert json.loads(command("status", "--json").stdout)["counts"]["available"] == 0
     assert command("why", "nothing").returncode == 1
 
@@ -672,7 +726,7 @@ def test_a_launch_into_a_paused_queue_waits(tmp_path: Path) -> None:
     shop.run("pause", "default")
     relay.start()
     try:
-        assert shop.ledger.me.is_beating.wait(20)
+        assert shop.process[os.getpid()].is_registered.wait(20)
         with shop.app.app_context(), shop.app.test_request_context():
             mail = state_of(shop.app).tasks.find("mail")
             assert mail is not None
@@ -684,17 +738,17 @@ def test_a_launch_into_a_paused_queue_waits(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_command_leaves_nothing_in_the_shared_folder(command: Command, tmp_path: Path) -> None:
-    folder = runtime_dir("site_of_cli")
+    folder = runtime_dir(str((tmp_path / "outbox.db").resolve()))
     assert folder is not None
     before = set(folder.iterdir())
     command("init-db")
     with closing(sqlite3.connect(tmp_path / "outbox.db")) as connection, connection:
-        columns = connection.execute("PRAGMA table_info(async_hooks_relays)").fetchall()
+        columns = connection.execute("PRAGMA table_info(async_hooks_processes)").fetchall()
         values = ", ".join("1" for _ in columns)
-        connection.execute(f"INSERT INTO async_hooks_relays VALUES ({values})")
+        connection.execute(f"INSERT INTO async_hooks_processes VALUES ({values})")
     assert command("health").returncode == 0
-    # "place" names the folder itself.
-    left = {path for path in set(folder.iterdir()) - before if path.name != "place"}
+    # "host_id" names the folder itself.
+    left = {path for path in set(folder.iterdir()) - before if path.name != "host_id"}
     for path in left:
         path.unlink()
     assert left == set()

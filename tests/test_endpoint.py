@@ -247,6 +247,20 @@ def test_strangers_cannot_fill_the_log(
     assert "(490 more were refused since the last such line.)" in caplog.text
 
 
+def test_a_line_about_a_task_has_its_ids_on_the_record(
+    action: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    app, hooks = make_app()
+    task = make_task(hooks, action, name="mail")
+    hooks.receiver(action)(lambda sender: None)
+    with caplog.at_level(logging.INFO, logger="async_hooks"), app.app_context():
+        envelope_id = task.dispatch({})
+    [record] = caplog.records
+    assert record.getMessage() == f"Task 'mail' (envelope {envelope_id}, attempt 1) succeeded."
+    ids = {key: vars(record)[key] for key in ("delivery", "task", "receiver", "attempt")}
+    assert ids == {"delivery": envelope_id, "task": "mail", "receiver": None, "attempt": 1}
+
+
 def test_a_refusal_is_one_log_line(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,7 +14,7 @@ import pytest
 import requests
 from requests import auth as requests_auth
 
-from async_hooks import TransportError
+from async_hooks import TokenReplayed, TransportError
 from async_hooks.envelope import Envelope
 from async_hooks.errors import AddressUnknown, ConnectionBroken, NotConsumed
 from async_hooks.receivers import options_of
@@ -206,13 +206,18 @@ def test_an_auth_object_is_used(serve: Serve) -> None:
     assert b"Authorization: Bearer x\r\n" in server.requests[0]
 
 
+def certified(folder: Path) -> tuple[Any, str]:
+    """Return a server's context, and the bundle that trusts it."""
+    cert, key = self_signed(folder, "127.0.0.1")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(cert, key)
+    return context, str(cert)
+
+
 class TestTls:
     @pytest.fixture
     def certificate(self, tmp_path: Path) -> tuple[Any, str]:
-        cert, key = self_signed(tmp_path, "127.0.0.1")
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(cert, key)
-        return context, str(cert)
+        return certified(tmp_path)
 
     def test_a_ca_bundle_is_trusted(self, serve: Serve, certificate: tuple[Any, str]) -> None:
         server = serve(lambda request: b"", tls=certificate[0])
@@ -314,7 +319,8 @@ class TestFailures:
         self.send(serve(lambda request: endless).url, auth)
 
 
-def test_a_byte_a_second_is_timed_out() -> None:
+@pytest.mark.parametrize("auth", [None, requests_auth.HTTPBasicAuth("a", "b")])
+def test_a_byte_a_second_is_timed_out(auth: Any) -> None:
     listener = socket.create_server(("127.0.0.1", 0))
     done = threading.Event()
 
@@ -328,7 +334,8 @@ def test_a_byte_a_second_is_timed_out() -> None:
 
     thread = threading.Thread(target=trickle, daemon=True)
     thread.start()
-    transport = loopback(f"http://127.0.0.1:{listener.getsockname()[1]}", ASYNC_HOOKS_TIMEOUT=0.2)
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    transport = loopback(url, ASYNC_HOOKS_AUTH=auth, ASYNC_HOOKS_TIMEOUT=0.2)
     with pytest.raises(TransportError, match="gave no verdict within"):
         transport.send(E)
     done.set()
@@ -451,7 +458,7 @@ def test_nothing_known_is_an_unknown_address() -> None:
 def test_an_answer_is_parsed_leniently_where_that_is_harmless(serve: Serve) -> None:
     server = serve(lambda request: b"HTTP/1.1 204\r\nX-A:b\r\nx-c :  d \r\n\r\n")
     app, _ = make_app()
-    answer = client_for(f"{server.url}/x", state_of(app).config).post(b"x", 5)
+    answer = client_for(f"{server.url}/x", state_of(app).config).post(b"x", 5, lambda: None)
     assert answer == Answer(204, {"x-a": "b", "x-c": "d"})
 
 
@@ -502,7 +509,7 @@ def test_what_breaks_after_it_was_begun_is_not(serve: Serve) -> None:
 
     def begin_and_die(request: bytes) -> bytes:
         token = request.partition(b"\r\n\r\n")[2]
-        replay_guard.take(token, json.loads(token.rpartition(b".")[0])["iat"])
+        replay_guard.consume(token, json.loads(token.rpartition(b".")[0])["iat"])
         return b""
 
     server.reply = begin_and_die
@@ -511,7 +518,13 @@ def test_what_breaks_after_it_was_begun_is_not(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("auth", [None, requests_auth.HTTPBasicAuth("a", "b")])
-def test_a_recall_takes_back_what_was_not_begun(serve: Serve, auth: Any) -> None:
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_stop_takes_back_what_was_not_begun(
+    serve: Serve, auth: Any, scheme: str, tmp_path: Path
+) -> None:
+    tls, config = None, {"ASYNC_HOOKS_AUTH": auth}
+    if scheme == "https":
+        tls, config["ASYNC_HOOKS_VERIFY"] = certified(tmp_path)
     posted, go_on = threading.Event(), threading.Event()
 
     def never(request: bytes) -> bytes:
@@ -519,7 +532,7 @@ def test_a_recall_takes_back_what_was_not_begun(serve: Serve, auth: Any) -> None
         go_on.wait(20)
         return b""
 
-    transport = own(serve(never), ASYNC_HOOKS_AUTH=auth)
+    transport = own(serve(never, tls=tls), **config)
     raised: list[BaseException] = []
 
     def send() -> None:
@@ -540,7 +553,7 @@ def test_a_recall_takes_back_what_was_not_begun(serve: Serve, auth: Any) -> None
         transport.send(E)
 
 
-def test_a_recall_leaves_what_has_begun(serve: Serve) -> None:
+def test_a_stop_leaves_what_has_begun(serve: Serve) -> None:
     begun, go_on = threading.Event(), threading.Event()
     server = serve(lambda request: b"")
     transport = own(server)
@@ -549,7 +562,7 @@ def test_a_recall_leaves_what_has_begun(serve: Serve) -> None:
 
     def run(request: bytes) -> bytes:
         token = request.partition(b"\r\n\r\n")[2]
-        replay_guard.take(token, json.loads(token.rpartition(b".")[0])["iat"])
+        replay_guard.consume(token, json.loads(token.rpartition(b".")[0])["iat"])
         begun.set()
         go_on.wait(20)
         return done(request)
@@ -575,32 +588,40 @@ def test_a_server_that_does_not_say_keep_alive_is_not_believed_to(serve: Serve) 
     assert server.connections == 3
 
 
-def test_an_answer_that_overtakes_the_note_of_a_withdrawal_is_understood(serve: Serve) -> None:
+def test_what_a_stop_takes_back_is_a_replay_to_the_endpoint(serve: Serve) -> None:
+    tokens: list[bytes] = []
+    go_on = threading.Event()
+
+    def late(request: bytes) -> bytes:
+        tokens.append(request.partition(b"\r\n\r\n")[2])
+        go_on.wait(20)
+        return b""
+
+    transport = own(serve(late))
+    transport.cancel_unstarted()
+    with pytest.raises(NotConsumed):
+        transport.send(E)
+    go_on.set()
+    [token] = tokens
+    with pytest.raises(TokenReplayed):
+        state_of(transport._app).replay_guard.consume(
+            token, json.loads(token.rpartition(b".")[0])["iat"]
+        )
+
+
+@pytest.mark.parametrize("auth", [None, requests_auth.HTTPBasicAuth("a", "b")])
+def test_an_answer_that_is_long_in_coming_arrives(serve: Serve, auth: Any) -> None:
     server = serve(lambda request: b"")
-    transport = own(server)
-    replay_guard = state_of(transport._app).replay_guard
-    signing = state_of(transport._app).signing
-    taken, answered = threading.Event(), threading.Event()
-    take = replay_guard.take
+    transport = loopback(server.url, ASYNC_HOOKS_AUTH=auth)
+    done = answering(transport)
+    checked = threading.Event()
 
-    def slow_take(token: bytes, issued_at: float) -> bool:
-        shared = take(token, issued_at)
-        taken.set()
-        answered.wait(20)
-        return shared
+    def slow(request: bytes) -> bytes:
+        checked.wait(20)
+        return done(request)
 
-    def replayed(request: bytes) -> bytes:
-        recalling.start()
-        assert taken.wait(20)
-        token = request.partition(b"\r\n\r\n")[2]
-        text = signing.sign_verdict(token, Verdict(Outcome.REPLAYED, "used before"))
-        threading.Timer(0.05, answered.set).start()
-        return f"HTTP/1.1 409 Conflict\r\nAsync-Hooks-Verdict: {text}\r\n\r\n".encode()
-
-    recalling = threading.Thread(target=transport.cancel_unstarted)
-    server.reply = replayed
+    server.reply = slow
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(replay_guard, "take", slow_take)
-        with pytest.raises(NotConsumed):
-            transport.send(E)
-    recalling.join(20)
+        patched.setattr(Loopback, "_check", lambda self, post: checked.set())
+        assert transport.send(E) == DONE
+    assert checked.is_set()

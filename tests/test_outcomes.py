@@ -12,13 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from async_hooks import errors
-from async_hooks.delivery import Addition, Terms
+from async_hooks.delivery import Claim
 from async_hooks.envelope import Envelope, Origin, new_id
 from async_hooks.errors import TransportError
-from async_hooks.outbox import store
-from async_hooks.outbox.database import Database, engine_for
-from async_hooks.outbox.store import Hold
-from async_hooks.relay.outcomes import OTHERWISE, RULES, Action, Breaker, Rule, rule_for
+from async_hooks.outbox.database import Database
+from async_hooks.outbox.engines import engine_for
+from async_hooks.outbox.store import Store
+from async_hooks.relay.outcomes import OTHERWISE, RULES, Action, Rule, rule_for
+from async_hooks.relay.process import Breaker
 from async_hooks.snapshot import snapshot
 from async_hooks.task import exponential
 from async_hooks.verdict import Outcome, Verdict
@@ -177,7 +178,7 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
     data=st.dictionaries(st.text(st.characters()), JSON),
     user=JSON,
     carried=st.dictionaries(st.text(), JSON),
-    numbers=st.tuples(st.integers(0, 9), st.integers(0, 99), st.integers(-(2**31), 2**31 - 1)),
+    numbers=st.tuples(st.integers(0, 9), st.integers(-(2**31), 2**31 - 1)),
     origin=st.builds(Origin, st.text(), st.text(), st.text()),
     family=st.sampled_from([None, ("parent", "receiver")]),
 )
@@ -186,29 +187,29 @@ def test_an_envelope_comes_out_of_the_outbox_as_it_went_in(
     data: dict[str, Any],
     user: Any,
     carried: dict[str, Any],
-    numbers: tuple[int, int, int],
+    numbers: tuple[int, int],
     origin: Origin,
     family: tuple[str, str] | None,
 ) -> None:
-    depth, budget, priority = numbers
+    depth, priority = numbers
     parent_id, receiver = family or (None, None)
     made = Envelope(
         id=new_id(),
         task="shop.Task",
         body=snapshot(data, max_bytes=2**20),
         depth=depth,
-        budget=budget,
         user=user,
-        carried=json.dumps(carried),
+        carried=json.dumps(carried, separators=(",", ":")),
         origin=origin,
         parent_id=parent_id,
         receiver=receiver,
         priority=priority,
     )
-    database.write(lambda c: store.add(c, [Addition(made, Terms())], now=0.0))
-    hold, kinds = Hold("relay", new_id()), [("shop.Task", receiver or "")]
-    [claimed] = database.write(lambda c: store.claim(c, hold, kinds=kinds, limit=5, now=0.0))
-    assert claimed == made._replace(lease=hold.lease)
+    store = Store(database, ["shop"], now=lambda: 0.0)
+    store.add([made])
+    claim = Claim("process", new_id())
+    [claimed], _ = store.claim(claim, [("shop.Task", receiver or "")], limit=5)
+    assert claimed == made._replace(lease=claim.lease)
     assert claimed.data == data
     assert same_signs(claimed.data, data)
 

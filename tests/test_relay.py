@@ -15,7 +15,7 @@ from flask import Flask
 from async_hooks import AsyncTask, Discard, TransportError
 from async_hooks.envelope import Envelope
 from async_hooks.errors import AddressUnknown, Unreachable
-from async_hooks.relay.relay import Relay
+from async_hooks.relay.memory import Memory, MemoryRelay
 from async_hooks.state import state_of
 from async_hooks.verdict import Outcome, Verdict
 from tests.support.apps import make_app, make_task
@@ -48,24 +48,26 @@ class Scripted:
 
 
 @pytest.fixture
-def relays() -> Iterator[list[Relay]]:
-    made: list[Relay] = []
+def relays() -> Iterator[list[MemoryRelay]]:
+    made: list[MemoryRelay] = []
     yield made
     for relay in made:
         relay.stop(0)
 
 
 def make_relay(
-    made: list[Relay],
+    made: list[MemoryRelay],
     transport: Scripted,
     fallback: Scripted | None = None,
     in_process: Scripted | None = None,
     **config: Any,
-) -> Relay:
+) -> MemoryRelay:
     app, _ = make_app(**config)
-    relay = Relay(
+    config_of_app = state_of(app).config
+    relay = MemoryRelay(
         app,
-        state_of(app).config,
+        config_of_app,
+        lambda: Memory(app, config_of_app.queue_size),
         transport,
         fallback=fallback,
         in_process=in_process or fallback or Scripted(DONE),
@@ -79,7 +81,7 @@ def envelope(number: int = 1) -> Envelope:
     return Envelope(id=str(number), task="t", body="{}")
 
 
-def test_what_is_put_is_sent_by_another_thread(relays: list[Relay]) -> None:
+def test_what_is_put_is_sent_by_another_thread(relays: list[MemoryRelay]) -> None:
     threads: list[int] = []
 
     def carry(envelope: Envelope) -> Verdict:
@@ -88,7 +90,7 @@ def test_what_is_put_is_sent_by_another_thread(relays: list[Relay]) -> None:
 
     transport = Scripted(carry)
     relay = make_relay(relays, transport)
-    relay.put(envelope())
+    relay.submit(envelope())
     transport.wait_for(1)
     relay.stop(20)
     assert threads != [threading.get_ident()]
@@ -96,27 +98,29 @@ def test_what_is_put_is_sent_by_another_thread(relays: list[Relay]) -> None:
 
 @pytest.mark.parametrize("outcome", [Outcome.BUSY, Outcome.EXPIRED])
 def test_busy_and_expired_are_sent_again(
-    relays: list[Relay], outcome: Outcome, facts: Facts
+    relays: list[MemoryRelay], outcome: Outcome, facts: Facts
 ) -> None:
     transport = Scripted(Verdict(outcome), Verdict(outcome), DONE)
-    make_relay(relays, transport).put(envelope())
+    make_relay(relays, transport).submit(envelope())
     assert transport.wait_for(3) == ["1", "1", "1"]
     assert facts.of("failed") == []
 
 
-def test_busy_for_longer_than_a_token_lives_is_a_failure(relays: list[Relay], facts: Facts) -> None:
+def test_busy_for_longer_than_a_token_lives_is_a_failure(
+    relays: list[MemoryRelay], facts: Facts
+) -> None:
     transport = Scripted(Verdict(Outcome.BUSY, "too much to do"))
-    make_relay(relays, transport, ASYNC_HOOKS_MAX_AGE=0.05).put(envelope())
+    make_relay(relays, transport, ASYNC_HOOKS_MAX_AGE=0.05).submit(envelope())
     [said] = facts.wait_for("failed")
     assert "too much to do" in str(said["exception"])
 
 
 def test_what_never_left_runs_by_the_fallback(
-    relays: list[Relay], facts: Facts, caplog: pytest.LogCaptureFixture
+    relays: list[MemoryRelay], facts: Facts, caplog: pytest.LogCaptureFixture
 ) -> None:
     fallback = Scripted(DONE)
     relay = make_relay(relays, Scripted(Unreachable("refused")), fallback)
-    relay.put(envelope())
+    relay.submit(envelope())
     assert fallback.wait_for(1) == ["1"]
     relay.stop(20)
     assert facts.of("failed") == []
@@ -124,41 +128,41 @@ def test_what_never_left_runs_by_the_fallback(
 
 
 def test_an_unknown_address_is_warned_of_once(
-    relays: list[Relay], caplog: pytest.LogCaptureFixture
+    relays: list[MemoryRelay], caplog: pytest.LogCaptureFixture
 ) -> None:
     fallback = Scripted(DONE)
     relay = make_relay(relays, Scripted(AddressUnknown("'ASYNC_HOOKS_URL' is not set")), fallback)
     for number in range(5):
-        relay.put(envelope(number))
+        relay.submit(envelope(number))
     fallback.wait_for(5)
     assert len([r for r in caplog.records if "ASYNC_HOOKS_URL" in r.getMessage()]) == 1
 
 
-def test_what_may_have_arrived_is_not_run_again(relays: list[Relay], facts: Facts) -> None:
+def test_what_may_have_arrived_is_not_run_again(relays: list[MemoryRelay], facts: Facts) -> None:
     fallback = Scripted(DONE)
     relay = make_relay(relays, Scripted(TransportError("reset")), fallback)
-    relay.put(envelope())
+    relay.submit(envelope())
     [said] = facts.wait_for("failed")
     assert str(said["exception"]) == "reset"
     assert fallback.sent == []
 
 
 def test_without_a_fallback_it_is_dropped_loudly(
-    relays: list[Relay], facts: Facts, caplog: pytest.LogCaptureFixture
+    relays: list[MemoryRelay], facts: Facts, caplog: pytest.LogCaptureFixture
 ) -> None:
-    make_relay(relays, Scripted(Unreachable("refused"))).put(envelope())
+    make_relay(relays, Scripted(Unreachable("refused"))).submit(envelope())
     facts.wait_for("failed")
     [record] = [r for r in caplog.records if r.levelname == "ERROR"]
     assert record.getMessage() == "Task 't' (envelope 1, attempt 1) was not delivered: refused"
 
 
 def test_a_transport_that_raises_anything_else_ends_nothing(
-    relays: list[Relay], facts: Facts
+    relays: list[MemoryRelay], facts: Facts
 ) -> None:
     transport = Scripted(KeyError("oops"), DONE)
     relay = make_relay(relays, transport, ASYNC_HOOKS_CONCURRENCY=1)
-    relay.put(envelope(1))
-    relay.put(envelope(2))
+    relay.submit(envelope(1))
+    relay.submit(envelope(2))
     transport.wait_for(2)
     assert "KeyError" in str(facts.wait_for("failed")[0]["exception"])
 
@@ -170,7 +174,7 @@ def blocked() -> tuple[Scripted, threading.Event]:
 
 
 def test_a_full_queue_is_run_by_the_fallback_in_the_callers_thread(
-    relays: list[Relay], caplog: pytest.LogCaptureFixture
+    relays: list[MemoryRelay], caplog: pytest.LogCaptureFixture
 ) -> None:
     transport, go_on = blocked()
     ran_in: list[int] = []
@@ -183,10 +187,10 @@ def test_a_full_queue_is_run_by_the_fallback_in_the_callers_thread(
     relay = make_relay(
         relays, transport, fallback, ASYNC_HOOKS_QUEUE_SIZE=2, ASYNC_HOOKS_CONCURRENCY=1
     )
-    relay.put(envelope(1))
+    relay.submit(envelope(1))
     transport.wait_for(1)
     for number in (2, 3, 4):
-        relay.put(envelope(number))
+        relay.submit(envelope(number))
     assert fallback.sent == ["4"]
     assert ran_in == [threading.get_ident()]
     assert "'ASYNC_HOOKS_QUEUE_SIZE' allows" in caplog.text
@@ -194,13 +198,15 @@ def test_a_full_queue_is_run_by_the_fallback_in_the_callers_thread(
     assert transport.wait_for(3) == ["1", "2", "3"]
 
 
-def test_a_full_queue_without_a_fallback_drops_loudly(relays: list[Relay], facts: Facts) -> None:
+def test_a_full_queue_without_a_fallback_drops_loudly(
+    relays: list[MemoryRelay], facts: Facts
+) -> None:
     transport, go_on = blocked()
     relay = make_relay(relays, transport, ASYNC_HOOKS_QUEUE_SIZE=1, ASYNC_HOOKS_CONCURRENCY=1)
-    relay.put(envelope(1))
+    relay.submit(envelope(1))
     transport.wait_for(1)
-    relay.put(envelope(2))
-    relay.put(envelope(3))
+    relay.submit(envelope(2))
+    relay.submit(envelope(3))
     [said] = facts.of("failed")
     assert said["envelope"].id == "3"
     assert "ASYNC_HOOKS_QUEUE_SIZE" in str(said["exception"])
@@ -208,12 +214,12 @@ def test_a_full_queue_without_a_fallback_drops_loudly(relays: list[Relay], facts
     transport.wait_for(2)
 
 
-def test_a_stop_runs_what_waits_in_process(relays: list[Relay], facts: Facts) -> None:
+def test_a_stop_runs_what_waits_in_process(relays: list[MemoryRelay], facts: Facts) -> None:
     transport, go_on = blocked()
     in_process = Scripted(DONE)
     relay = make_relay(relays, transport, None, in_process, ASYNC_HOOKS_CONCURRENCY=1)
     for number in (1, 2, 3):
-        relay.put(envelope(number))
+        relay.submit(envelope(number))
     transport.wait_for(1)
     stopping = threading.Thread(target=relay.stop, args=(20,))
     stopping.start()
@@ -224,22 +230,22 @@ def test_a_stop_runs_what_waits_in_process(relays: list[Relay], facts: Facts) ->
     assert facts.of("failed") == []
 
 
-def test_what_is_put_after_a_stop_runs_at_once(relays: list[Relay]) -> None:
+def test_what_is_put_after_a_stop_runs_at_once(relays: list[MemoryRelay]) -> None:
     transport, in_process = Scripted(DONE), Scripted(DONE)
     relay = make_relay(relays, transport, None, in_process)
-    relay.put(envelope(1))
+    relay.submit(envelope(1))
     transport.wait_for(1)
     relay.stop(20)
-    relay.put(envelope(2))
+    relay.submit(envelope(2))
     assert in_process.sent == ["2"]
 
 
-def test_what_a_stop_cannot_wait_for_is_reported(relays: list[Relay], facts: Facts) -> None:
+def test_what_a_stop_cannot_wait_for_is_reported(relays: list[MemoryRelay], facts: Facts) -> None:
     transport, go_on = blocked()
     relay = make_relay(relays, transport, ASYNC_HOOKS_CONCURRENCY=1)
-    relay.put(envelope(1))
+    relay.submit(envelope(1))
     transport.wait_for(1)
-    relay.put(envelope(2))
+    relay.submit(envelope(2))
     relay.stop(0)
     reported = {said["envelope"].id: str(said["exception"]) for said in facts.of("failed")}
     go_on.set()
@@ -247,24 +253,35 @@ def test_what_a_stop_cannot_wait_for_is_reported(relays: list[Relay], facts: Fac
     assert "still on its way" in reported["1"]
 
 
-def test_a_stop_of_an_idle_relay_takes_no_time(relays: list[Relay]) -> None:
+def test_a_stop_ends_every_thread_also_when_it_comes_twice(relays: list[MemoryRelay]) -> None:
+    transport = Scripted(DONE)
+    relay = make_relay(relays, transport, ASYNC_HOOKS_CONCURRENCY=4)
+    relay.submit(envelope())
+    transport.wait_for(1)
+    threads = list(relay._pool[os.getpid()].threads)
+    for _ in range(2):
+        relay.stop(20)
+        assert [thread.is_alive() for thread in threads] == [False] * 4
+
+
+def test_a_stop_of_an_idle_relay_takes_no_time(relays: list[MemoryRelay]) -> None:
     make_relay(relays, Scripted(DONE)).stop(1000)
 
 
 def test_a_forked_child_sends_for_itself_and_not_what_its_parent_has(
-    relays: list[Relay],
+    relays: list[MemoryRelay],
 ) -> None:
     transport, go_on = blocked()
     relay = make_relay(relays, transport, ASYNC_HOOKS_CONCURRENCY=1)
-    relay.put(envelope(1))
-    relay.put(envelope(2))
+    relay.submit(envelope(1))
+    relay.submit(envelope(2))
     transport.wait_for(1)
     reading, writing = os.pipe()
     pid = os.fork()
     if pid == 0:  # The child: whatever happens, it must not return into pytest.
         try:
             transport.steps[:] = [lambda sent: os.write(writing, f"{sent.id} ".encode()) and DONE]
-            relay.put(envelope(3))
+            relay.submit(envelope(3))
             transport.wait_for(2)
             relay.stop(20)
             os.write(writing, b"end")
@@ -306,12 +323,12 @@ def test_an_object_with_send_is_a_transport(action: str) -> None:
     with app.app_context():
         envelope_id = task.dispatch({})
     assert transport.wait_for(1) == [envelope_id]
-    relay: Any = state_of(app).relay
+    relay: Any = state_of(app).memory
     relay.stop(20)
 
 
 def test_a_listener_of_a_sender_side_failure_has_an_app_context(
-    relays: list[Relay], facts: Facts
+    relays: list[MemoryRelay], facts: Facts
 ) -> None:
     import flask
 
@@ -324,7 +341,7 @@ def test_a_listener_of_a_sender_side_failure_has_an_app_context(
 
     relay = make_relay(relays, Scripted(TransportError("reset")))
     with task_failed.connected_to(listen):
-        relay.put(envelope())
+        relay.submit(envelope())
         facts.wait_for("failed")
         relay.stop(20)
     assert len(seen) == 1
@@ -379,7 +396,7 @@ def test_a_teardown_that_raises_ends_no_thread(action: str, facts: Facts) -> Non
 
 
 def test_where_no_thread_can_be_started_the_fallback_runs(
-    relays: list[Relay], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    relays: list[MemoryRelay], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def start(self: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
@@ -388,35 +405,27 @@ def test_where_no_thread_can_be_started_the_fallback_runs(
     relay = make_relay(relays, transport, fallback)
     with monkeypatch.context() as patched:
         patched.setattr(threading.Thread, "start", start)
-        relay.put(envelope(1))
+        relay.submit(envelope(1))
     assert fallback.sent == ["1"]
     assert "No thread could be started" in caplog.text
-    relay.put(envelope(2))
+    relay.submit(envelope(2))
     assert transport.wait_for(1) == ["2"]
 
 
-def test_what_a_stop_overtakes_is_run_by_its_own_thread(relays: list[Relay]) -> None:
+def test_what_a_stop_overtakes_is_run_by_its_own_thread(relays: list[MemoryRelay]) -> None:
     transport, in_process = Scripted(DONE), Scripted(DONE)
     relay = make_relay(relays, transport, None, in_process)
-    relay.put(envelope(1))
+    relay.submit(envelope(1))
     transport.wait_for(1)
-    pool: Any = relay._pool.made()
-    put = pool.queue.put
+    add = relay.source.add
 
-    class Overtaken:
-        """A queue whose put is overtaken by a whole stop."""
+    def overtaken(envelope: Envelope) -> None:
+        """Add it once a whole stop is over."""
+        relay.stop(20)
+        add(envelope)
 
-        def __getattr__(self, name: str) -> Any:
-            return getattr(queue, name)
-
-        def put(self, item: Any) -> None:
-            pool.queue = queue
-            relay.stop(20)
-            put(item)
-
-    queue = pool.queue
-    pool.queue = Overtaken()
-    relay.put(envelope(2))
+    relay.source.add = overtaken  # type: ignore[method-assign]
+    relay.submit(envelope(2))
     assert in_process.sent == ["2"]
 
 
@@ -448,11 +457,11 @@ def test_a_child_of_multiprocessing_delivers_before_it_ends(tmp_path: Path) -> N
 
 
 def test_what_a_transport_of_the_users_returns_does_not_matter(
-    relays: list[Relay], facts: Facts
+    relays: list[MemoryRelay], facts: Facts
 ) -> None:
     transport = Scripted(lambda envelope: "message-id-7")
     relay = make_relay(relays, transport)
-    relay.put(envelope(1))
+    relay.submit(envelope(1))
     transport.wait_for(1)
     relay.stop(20)
     assert facts.of("failed") == []

@@ -20,7 +20,6 @@ ENVELOPE = Envelope(
     body='{"lead_id":7}',
     attempt=2,
     depth=1,
-    budget=99,
     user="42",
     carried='{"locale":"de"}',
     origin=Origin("https", "shop.example", "/de"),
@@ -28,21 +27,21 @@ ENVELOPE = Envelope(
     receiver="crm",
 )
 
-#: The wire format of version 1. If this must change, so must the version.
+#: The wire format of version 2. If this must change, so must the version.
 TOKEN = (
-    b'{"v":1,"aud":"shop","iat":1790000000.0,"id":"0123456789abcdef0123456789abcdef",'
-    b'"task":"shop.tasks.LeadTask","attempt":2,"depth":1,"budget":99,'
+    b'{"v":2,"aud":"shop","iat":1790000000.0,"id":"0123456789abcdef0123456789abcdef",'
+    b'"task":"shop.tasks.LeadTask","attempt":2,"depth":1,'
     b'"origin":["https","shop.example","/de"],'
     b'"user":"42","parent":"ffffffffffffffffffffffffffffffff","receiver":"crm",'
     b'"carried":{"locale":"de"},"data":{"lead_id":7}}'
-    b".szY2z0cPeWKrgZAhhNch_-YYeWE5YgqE_eLI_rlL5JA"
+    b".Wuy9ntzLQ0REtnw72IysOnkv_102yfVsE0irTXAQxzs"
 )
 
 
 def signing(key: str = KEY, *, old: list[str] | None = None, audience: str = "shop") -> Signing:
     app = Flask("tests.app")
     app.config.update(SECRET_KEY=key, SECRET_KEY_FALLBACKS=old)
-    return Signing(app, audience)
+    return Signing(app, [audience])
 
 
 def verify(token: bytes, by: Signing, now: float = NOW) -> Envelope:
@@ -63,8 +62,8 @@ def test_optional_parts_may_be_missing() -> None:
 
 
 def test_the_version_stands_inside_the_signature() -> None:
-    newer = _signer((KEY,), _TOKEN).sign(TOKEN.rpartition(b".")[0].replace(b'"v":1', b'"v":2'))
-    with pytest.raises(WrongVersion, match="version 2; this code reads 1"):
+    newer = _signer((KEY,), _TOKEN).sign(TOKEN.rpartition(b".")[0].replace(b'"v":2', b'"v":3'))
+    with pytest.raises(WrongVersion, match="version 3; this code reads 2"):
         verify(newer, signing())
 
 

@@ -180,7 +180,7 @@ def test_its_signals_are_sent_in_an_app_context(shop: Shop) -> None:
 def test_told_to_end_it_gives_back_what_waits(shop: Shop, facts: Facts) -> None:
     def outlast() -> None:
         relay: Any = state_of(shop.app).relay
-        assert relay._pool.get().stopping.wait(20)
+        assert relay._pool[os.getpid()].stopping.wait(20)
 
     shop.deed = outlast
     shop.add(1, deed=True)

@@ -14,17 +14,15 @@ from ..errors import AddressUnknown, TransportError
 from ..state import state_of
 from ..transports.address import Address
 from ..transports.loopback import Loopback
-from ..verdict import Outcome, Verdict
+from ..verdict import Outcome
 from .options import as_json, cli
 from .render import show
 
-#: The problem, by the endpoint's own verdict on the ping.
+#: The problem, by the endpoint's own verdict on the ping; else it is called as the outcome is.
 _CAUSES = {
     Outcome.COMPLETED: "one-worker",
     Outcome.INTERCEPTED: "before-request",
     Outcome.EXPIRED: "clock",
-    Outcome.BUSY: "busy",
-    Outcome.REPLAYED: "replayed",
 }
 
 #: Seconds to wait for a busy endpoint.
@@ -65,36 +63,29 @@ def diagnose(app: Flask, url: str | None = None) -> dict[str, Any]:
     config = state_of(app).config
     try:
         found["url"], found["why"] = url, _ = _address(config, url)
-        started = time.perf_counter()
-        verdict = _ping(Loopback(app, config, Address(url)), url)
+        loopback, started = Loopback(app, config, Address(url)), time.perf_counter()
+        while (verdict := loopback.ping(url)).outcome is Outcome.BUSY:
+            if time.perf_counter() - started > _PATIENCE:
+                break
+            time.sleep(0.1)
     except TransportError as error:
         return {**found, "cause": error.cause, "remedy": str(error)}
     found["milliseconds"] = round((time.perf_counter() - started) * 1000, 1)
     if verdict.outcome is Outcome.COMPLETED and verdict.error is None:
         return {**found, "ok": True}
-    found["cause"] = _CAUSES.get(verdict.outcome, verdict.outcome)
-    return {**found, "remedy": verdict.error}
+    cause = _CAUSES.get(verdict.outcome, verdict.outcome)
+    return {**found, "cause": cause, "remedy": verdict.error}
 
 
 def _address(config: configuration.Config, url: str | None) -> tuple[str, str]:
     """Return the URL to ask, and where it is from."""
-    why = "from 'ASYNC_HOOKS_URL'"
-    if url is None:
-        url = config.url
+    if url is not None:
+        config, why = configuration.read({"ASYNC_HOOKS_URL": url}), "from --url"
     else:
-        url, why = configuration.read({"ASYNC_HOOKS_URL": url}).url, "from --url"
-    if url is None:
+        why = "from 'ASYNC_HOOKS_URL'"
+    if config.url is None:
         raise AddressUnknown(
             "'ASYNC_HOOKS_URL' is not set, and this command has served no request that would show "
             "where the app listens. Name it with --url; a server finds it out by itself."
         )
-    return url, why
-
-
-def _ping(loopback: Loopback, url: str) -> Verdict:
-    deadline = time.monotonic() + _PATIENCE
-    while True:
-        verdict = loopback.ping(url)
-        if verdict.outcome is not Outcome.BUSY or time.monotonic() > deadline:
-            return verdict
-        time.sleep(0.1)
+    return config.url, why

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from ..delivery import DeliveryState
+from ..delivery import SHOWN
 from ..errors import OutboxUnavailable
 from .options import as_json, cli, count, name, needed_outbox, one_of, period
 from .render import Stderr, Table, show, to_the_second
@@ -69,6 +69,7 @@ def status(as_json: bool) -> None:
         "oldest_due_seconds": _seconds(health.oldest_due),
         "relays": [asdict(relay) for relay in health.relays],
         "backlog": [asdict(waiting) for waiting in outbox.backlog()],
+        "problems": outbox.orphaned(),
     }
     show(found, _status_in_words, as_json)
 
@@ -86,6 +87,7 @@ def _status_in_words(found: dict[str, Any]) -> Iterator[str | Table]:
     yield Table([_relay_row(relay) for relay in relays], head=4)
     yield "Unfinished   " + ("" if backlog else "none")
     yield Table([_backlog_row(waiting) for waiting in backlog], head=2)
+    yield from (f"Problem      {problem}" for problem in found["problems"])
 
 
 def _relay_row(relay: dict[str, Any]) -> list[str]:
@@ -108,7 +110,7 @@ def _backlog_row(waiting: dict[str, Any]) -> list[str]:
 
 
 @cli.command()
-@click.option("--state", type=one_of(*DeliveryState), help="Only deliveries in this state.")
+@click.option("--state", type=one_of(*SHOWN), help="Only deliveries in this state.")
 @click.option("--task", type=name, help="Only deliveries of this task.")
 @click.option("--queue", type=name, help="Only deliveries in this queue.")
 @click.option("--ref", type=name, help="Only deliveries with this ref, given by their task.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,21 +17,40 @@ if TYPE_CHECKING:  # Comes with an optional extra.
 
 
 @cli.command()
-def init_db() -> None:
-    """Create or update the outbox's tables.
+@click.option("--recreate", is_flag=True, help="Delete the tables with all that is in them first.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
+def init_db(recreate: bool, yes: bool) -> None:
+    """Create the outbox's tables.
 
-    Run it at each deploy, before the new code serves; running it again is harmless.
+    Run it at each deploy, before the new code serves; running it again is harmless. Tables of
+    another version are refused; --recreate deletes them, with all deliveries, and creates new ones.
 
-    Exits with 0 if the tables are up to date now, with 1 if the database can't be used, and with
-    2 if the app has no outbox.
+    Exits with 0 if the tables are there now, with 1 if the answer was no, they have another
+    version or the database can't be used, and with 2 if the app has no outbox.
     """
-    before, now = needed_outbox().migrate()
-    if before == 0:
-        say(f"The outbox's tables were created, version {now}.")
-    elif before < now:
-        say(f"The outbox's tables were updated from version {before} to {now}.")
-    else:
-        say(f"The outbox's tables are up to date, version {now}.")
+    outbox = needed_outbox()
+    if recreate and not yes:
+        click.confirm("Delete the outbox's tables with all that is in them?", abort=True)
+    done = "were created" if outbox.create(recreate=recreate) else "are up to date"
+    say(f"The outbox's tables {done}, version {outbox.version}.")
+
+
+@cli.command()
+@click.argument("former", metavar="OLD", type=name)
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
+def adopt(former: str, yes: bool) -> None:
+    """Adopt the deliveries of this app's former name.
+
+    OLD is a former ASYNC_HOOKS_AUDIENCE; by default that was the app's name. Where this app holds
+    the same unique key already, OLD's delivery gives its own up.
+
+    Exits with 0, with 1 if the answer was no or the database can't be used, and with 2 if the app
+    has no outbox.
+    """
+    outbox = needed_outbox()
+    if not yes:
+        click.confirm(f"Take over all deliveries of {former!r}?", abort=True)
+    say(f"Adopted {counted(outbox.adopt(former))} of {former!r}.")
 
 
 class Verb(NamedTuple):
@@ -127,16 +145,10 @@ def _in_steps(verb: Verb, number: int, steps: Iterable[int], yes: bool, which: s
     if not yes:
         click.confirm(f"{verb.present} {counted(number)}{which}?", abort=True)
     total = 0
-    if sys.stdout.isatty():
-        with click.progressbar(length=number, label=verb.present) as bar:
-            for step in steps:
-                total += step
-                bar.update(step)
-    else:
-        for step in steps:
-            if 0 < total < number:
-                say(f"{verb.past} {total} of {number} ...")
-            total += step
+    for step in steps:
+        if 0 < total < number:
+            say(f"{verb.past} {total} of {number} ...")
+        total += step
     say(f"{verb.past} {counted(total)}.")
 
 

@@ -19,6 +19,9 @@ if TYPE_CHECKING:  # Comes with an optional extra.
     from ..outbox.admin import Outbox
 
 _PERIOD = re.compile(r"(\d{1,10}(?:\.\d{1,6})?)([smhd]?)")
+#: Characters that a name may have in the tables.
+_LONGEST = 255
+
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -51,8 +54,10 @@ def period(text: str) -> float:
 
 def name(text: str) -> str:
     """Return ``text``, a name or an id, if a database can store it."""
-    if not text or one_line(text) != text:
-        raise click.BadParameter(f"expected text without control characters, got: {text!r}")
+    if not 0 < len(text) <= _LONGEST or one_line(text) != text:
+        raise click.BadParameter(
+            f"expected at most {_LONGEST} characters, without control characters, got: {text!r}"
+        )
     return text
 
 
@@ -61,14 +66,10 @@ def one_of(*states: DeliveryState) -> click.Choice[str]:
     return click.Choice([state.value for state in states])
 
 
-class _NoOutbox(click.ClickException):
-    exit_code = 2
-
-
 def needed_outbox() -> Outbox:
     """Return the app's outbox, or end the command with exit code 2."""
     outbox: Outbox | None = current_state().outbox
     if outbox is None:
         command = f"flask async-hooks {click.get_current_context().info_name}"
-        raise _NoOutbox(needs_outbox(command, repr(current_app.name)))
+        raise click.UsageError(needs_outbox(command, repr(current_app.name)))
     return outbox

@@ -15,12 +15,6 @@ from ..worker.worker import Options, Work
 from .options import cli, count, name, needed_outbox
 
 
-def _worker_name(text: str) -> str:
-    if len(text) > 255:
-        raise click.BadParameter(f"expected at most 255 characters, got: {len(text)}")
-    return name(text)
-
-
 def _host_and_pid() -> str:
     """Return a name that all children of one worker share: its host and its parent's pid."""
     return f"{socket.gethostname()} {os.getppid() if CHILD in os.environ else os.getpid()}"
@@ -33,8 +27,7 @@ def _host_and_pid() -> str:
 )
 @click.option(
     "--name",
-    type=_worker_name,
-    metavar="NAME",
+    type=name,
     default=_host_and_pid,
     show_default="host and pid",
     help="Name in 'status'.",

@@ -6,12 +6,12 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ..delivery import Addition, Terms
+from ..actions import async_signal
 from ..envelope import Envelope
 from ..errors import AsyncHooksError, DepthExceeded
 from ..receivers import call, find_receiver, receivers_of
 from ..state import State
-from ..task import DISCARDED, AsyncTask, Discard, Retry, async_signal, ref_of
+from ..task import DISCARDED, AsyncTask, Discard, Retry
 from ..validation import is_text
 from ..verdict import Outcome, Verdict
 
@@ -31,31 +31,31 @@ class Run:
     def __init__(self, state: State, envelope: Envelope) -> None:
         self.state = state
         self.envelope = envelope
+        #: None if this app has none of that name.
+        self.task: type[AsyncTask] | None = state.tasks.find(envelope.task)
+        #: Whether it only tells its task that a delivery was discarded.
+        self.is_after_the_end = envelope.receiver == DISCARDED
         self.launching = False
         self.anonymous = True
         self.verdict: Verdict | None = None
         self.exception: BaseException | None = None
         self.result: Any = None
         #: With an outbox: what was launched, and what the run was split into, kept with its end.
-        self.additions: list[Addition] = []
-        self._budget = envelope.budget
-        self._children: set[str] = set()
+        self.additions: list[Envelope] = []
+        #: The ids of the children whose receivers run elsewhere.
+        self.children: set[str] = set()
+        self._launched = 0
         self._receivers: dict[type[AsyncTask], Mapping[str, Callable[..., Any]]] = {}
-
-    @property
-    def is_split(self) -> bool:
-        """Whether its receivers run elsewhere."""
-        return bool(self._children)
-
-    @property
-    def is_after_the_end(self) -> bool:
-        """Whether it only tells its task that a delivery was discarded."""
-        return self.envelope.receiver == DISCARDED
 
     def fail(self, error: BaseException) -> None:
         """Take ``error`` for what became of the run."""
         self.exception = error
-        self.verdict = _verdict_on(error)
+        text = f"{type(error).__name__}: {error}"
+        if isinstance(error, Retry):
+            self.verdict = Verdict(Outcome.RETRY, text, error.after)
+        else:
+            is_final = isinstance(error, Discard)
+            self.verdict = Verdict(Outcome.DISCARDED if is_final else Outcome.FAILED, text)
 
     def receivers_of(self, task: type[AsyncTask]) -> Mapping[str, Callable[..., Any]]:
         """Return the receivers that ``task`` reaches, by name; looked up once in a run."""
@@ -67,9 +67,12 @@ class Run:
         """Reach the receivers of the task's async signal: the only one here, several elsewhere."""
         if not self.launching:
             raise AsyncHooksError("'send' works inside run_action, not after it.")
-        receivers = self.receivers_of(task)
-        if self.envelope.receiver is not None:
-            receivers = {self.envelope.receiver: _wanted(receivers, self.envelope.receiver, task)}
+        receivers, name = self.receivers_of(task), self.envelope.receiver
+        if name is not None:
+            receiver = find_receiver(receivers, name)
+            if receiver is None:
+                raise AsyncHooksError(unconnected(name, task))
+            receivers = {name: receiver}
         if len(receivers) > 1:
             self._split(receivers)
             return []
@@ -77,63 +80,38 @@ class Run:
             _report_unheard(self.state, task)
         return [call(self.state.app, receiver, kwargs) for receiver in receivers.values()]
 
-    def spend(self, what: str) -> None:
-        if self._budget == 0:
-            raise DepthExceeded(
-                f"{what} would be one launch too many: what is launched may lead to "
-                f"{self.state.config.max_launches} more, as 'ASYNC_HOOKS_MAX_LAUNCHES' allows. "
-                "Do tasks launch each other?"
-            )
-        self._budget -= 1
+    def count_launch(self, task: type[AsyncTask]) -> None:
+        """Count a launch of ``task`` by this run.
 
-    def share(self, count: int) -> int:
-        share = self._budget // count
-        self._budget -= share * count
-        return share
+        :raises DepthExceeded: if it has made as many as are allowed, or is too deep for any.
+        """
+        config, depth = self.state.config, self.envelope.depth
+        self._launched += 1
+        if depth >= config.max_depth:
+            raise DepthExceeded(
+                f"Task {task.name!r} was launched {depth + 1} runs deep; "
+                f"'ASYNC_HOOKS_MAX_DEPTH' allows {config.max_depth}. Does it launch itself?"
+            )
+        if self._launched > config.max_launches:
+            raise DepthExceeded(
+                f"Task {task.name!r} would be one launch too many: this run has made "
+                f"{config.max_launches}, all that 'ASYNC_HOOKS_MAX_LAUNCHES' allows."
+            )
 
     def _split(self, receivers: Mapping[str, Any]) -> None:
         for name in receivers:
-            if self.state.ledger is not None and not is_text(name, 255):
+            if self.state.store is not None and not is_text(name, 255):
                 raise AsyncHooksError(
                     f"The receiver's name {name!r} is no text of up to 255 characters. "
                     "Give it one with hooks.receiver(…, name=…)."
                 )
             child = self.envelope.for_receiver(name)
-            if child.id not in self._children:
-                self._children.add(child.id)
-                self.spend(f"Receiver {name!r}")
-                if self.state.ledger is None:
-                    self.state.launcher.hand_over(child)
+            if child.id not in self.children:
+                self.children.add(child.id)
+                if self.state.store is None:
+                    self.state.launcher.hand_over(self.state, child)
                 else:
-                    self.additions.append(Addition(child, self._terms_of_children()))
-
-    def _terms_of_children(self) -> Terms:
-        task = self.state.task_of(self.envelope)
-        return Terms(task.queue, ref=ref_of(task, self.envelope)) if task else Terms()
-
-    def taken_additions(self, *, with_children: bool) -> list[Addition]:
-        """Return, once, what is to be kept, each with its share of the budget."""
-        additions, self.additions = self.additions, []
-        if not with_children:
-            additions = [each for each in additions if each.envelope.parent_id != self.envelope.id]
-        if not additions:
-            return []
-        share = self.share(len(additions))
-        return [Addition(each.envelope._replace(budget=share), each.terms) for each in additions]
-
-
-def _verdict_on(error: BaseException) -> Verdict:
-    text = f"{type(error).__name__}: {error}"
-    if isinstance(error, Retry):
-        return Verdict(Outcome.RETRY, text, error.after)
-    return Verdict(Outcome.DISCARDED if isinstance(error, Discard) else Outcome.FAILED, text)
-
-
-def _wanted(receivers: Mapping[str, Any], name: str, task: type[AsyncTask]) -> Any:
-    receiver = find_receiver(receivers, name)
-    if receiver is None:
-        raise AsyncHooksError(unconnected(name, task))
-    return receiver
+                    self.additions.append(child)
 
 
 def unconnected(name: str | None, task: type[AsyncTask]) -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ..delivery import DeliveryState, Ending
+from ..envelope import Envelope
 from ..errors import DataError, OutboxUnavailable
 from ..signals import send, task_failed
 from ..snapshot import snapshot
@@ -14,84 +16,89 @@ from ..task import AsyncTask
 from ..verdict import ERROR_LENGTH, Outcome, Verdict
 from .attempt import Run
 
-if TYPE_CHECKING:
-    from ..state import Ledger
-
 #: Bytes of a result's JSON; of a longer one, or one that is no JSON, the beginning of its repr().
 _MAX_RESULT = 64 * 1024
 
 logger = logging.getLogger("async_hooks")
 
 
-def keep(run: Run, ledger: Ledger) -> None:
-    """Let the outbox know of the completion, and of what the run launched in any case."""
+def complete(run: Run) -> None:
+    """Record the completion in the outbox, and add what the run launched in any case."""
     assert run.verdict is not None  # noqa: S101 - that is why we are here
-    is_delivery = run.envelope.lease is not None
-    completed = run.verdict.outcome is Outcome.COMPLETED
-    additions = run.taken_additions(with_children=completed)
+    is_completed = run.verdict.outcome is Outcome.COMPLETED
+    additions = _taken(run, with_children=is_completed)
+    is_recorded_here = is_completed and run.envelope.lease is not None
     try:
-        if completed and is_delivery:
-            _complete(run, ledger, additions)
+        if is_recorded_here:
+            _record(run, additions)
         elif additions:
-            run.state.launcher.keep(additions)
+            run.state.launcher.add(run.state, additions)
     except Exception as error:
-        logger.error("What envelope %s did could not be written: %s", run.envelope.id, error)
-        if not (completed and is_delivery):
+        logger.error("Envelope %s: outcome not recorded: %s", run.envelope.id, error)
+        if not is_recorded_here:
             return
         if not isinstance(error, OutboxUnavailable):
             # The app's own commit failed, or what it launched is refused: the attempt's failure.
             run.fail(error)
             send(task_failed, run.state.app, envelope=run.envelope, exception=error)
-        elif additions or ledger.joins:
+        elif additions or run.state.session is not None:
             # What it launched, or wrote, is not there: it has to run again.
             run.verdict = Verdict(Outcome.UNWRITTEN, str(error))
 
 
-def _complete(run: Run, ledger: Ledger, additions: list[Any]) -> None:
-    is_split = any(addition.envelope.parent_id == run.envelope.id for addition in additions)
+def _record(run: Run, additions: Sequence[Envelope]) -> None:
+    state = run.state
     # The result of a fan-out is that of its receivers.
-    result = None if is_split else as_json(run.state.redact(run.result))
-    if not ledger.complete(run.envelope, result, additions):
+    result = None if run.children else as_json(state.redact(run.result))
+    ending = Ending(DeliveryState.COMPLETED, result=result, additions=additions)
+    writer = state.session or state.store
+    if writer is None or not writer.record(run.envelope, ending):
         run.verdict = Verdict(Outcome.REPLAYED, "Another attempt has taken its place.")
         return
     run.verdict = replace(run.verdict or Verdict(Outcome.COMPLETED), is_recorded=True)
-    if additions:
-        run.state.relay.wake()
+    if additions and state.relay is not None:
+        state.relay.wake()
 
 
 def finish(run: Run) -> None:
     """Call the task's ``finish``, if it has one and this run was the last that it waited for."""
-    task = run.state.task_of(run.envelope)
-    if task is None or task.finish is AsyncTask.finish or run.is_split or run.is_after_the_end:
+    task = run.task
+    if task is None or task.finish is AsyncTask.finish or run.children or run.is_after_the_end:
         return
     try:
         result = run.result
         if run.envelope.parent_id is not None:
-            ledger = run.state.ledger
-            gathered = (
-                ledger.collect_results(run.envelope.parent_id) if ledger is not None else None
-            )
-            if gathered is None:
+            store = run.state.store
+            collected = None if store is None else store.collect_results(run.envelope.parent_id)
+            if collected is None:
                 return
-            result = _in_order(run, task, gathered)
+            result = _in_order(run, task, collected)
         run.launching = True
         task().finish(result, run.envelope.data)
     except Exception:
         logger.exception("The finish of envelope %s failed; nothing is run again.", run.envelope.id)
     finally:
         run.launching = False
-    if additions := run.taken_additions(with_children=False):
-        run.state.launcher.keep(additions)
+    if additions := _taken(run, with_children=False):
+        run.state.launcher.add(run.state, additions)
 
 
-def _in_order(run: Run, task: type[AsyncTask], gathered: Mapping[str, Any]) -> list[Any]:
+def _taken(run: Run, *, with_children: bool) -> list[Envelope]:
+    """Return, once, what ``run`` adds."""
+    additions, run.additions = run.additions, []
+    if with_children:
+        return additions
+    return [each for each in additions if each.id not in run.children]
+
+
+def _in_order(run: Run, task: type[AsyncTask], results: Mapping[str, Any]) -> list[Any]:
     """Return the receivers' results in the order of their connection."""
     known = [*run.receivers_of(task)]
-    names = [name for name in known if name in gathered]
-    names += sorted(gathered.keys() - set(names))
+    names = [name for name in known if name in results]
+    names += sorted(results.keys() - set(names))
     # What a run for one receiver returns is, by default, a list of its one result.
     return [
-        value[0] if isinstance(value := gathered[name], list) and len(value) == 1 else value
+        value[0] if isinstance(value := results[name], list) and len(value) == 1 else value
         for name in names
     ]
 

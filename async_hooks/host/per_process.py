@@ -5,40 +5,38 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
 
-class PerProcess(Generic[T]):
-    """One value for each process, made by ``make`` when it is first asked for.
+class PerProcess(dict[int, T]):
+    """One value for each process, by pid, made by ``make`` when ``[os.getpid()]`` asks for it.
 
     There is no lock that a fork could copy locked: of several values made at once, one wins.
     """
 
-    def __init__(self, make: Callable[[], T], abandon: Callable[[T], None] | None = None) -> None:
-        """``abandon`` is called in a forked child with its parent's value."""
+    __hash__ = object.__hash__  # type: ignore[assignment]
+
+    def __init__(self, make: Callable[[], T], close: Callable[[T], None] | None = None) -> None:
+        """``close`` is called in a forked child with its parent's value."""
+        super().__init__()
         self._make = make
-        self._abandon = abandon
-        self._values: dict[int, T] = {}
-        self._inherited: list[dict[int, T]] = []
+        self._close = close
+        self._inherited: list[T] = []
         _all.add(self)
 
-    def get(self) -> T:
-        value = self._values.get(os.getpid())
-        return self._values.setdefault(os.getpid(), self._make()) if value is None else value
-
-    def made(self) -> T | None:
-        """Return the value if this process has one."""
-        return self._values.get(os.getpid())
+    def __missing__(self, pid: int) -> T:
+        return self.setdefault(pid, self._make())
 
     def forget(self) -> None:
+        """Leave the parent's value, in a forked child."""
         # Kept, but out of reach: the end of a parent's connection, as an object, would close it.
-        self._inherited.append(self._values)
-        if self._abandon is not None:
-            for value in self._values.values():
-                self._abandon(value)
-        self._values = {}
+        self._inherited += self.values()
+        if self._close is not None:
+            for value in self.values():
+                self._close(value)
+        self.clear()
 
 
 _all: weakref.WeakSet[PerProcess[Any]] = weakref.WeakSet()

@@ -12,11 +12,11 @@ from pathlib import Path
 
 
 def runtime_dir(name: str) -> Path | None:
-    """Return the folder of the app ``name``, which only this user can enter.
+    """Return the folder of the app ``name``, which only this user can enter; None on Windows.
 
     :raises OSError: where there can't be one.
     """
-    if sys.platform == "win32":  # It has no flock, without which sharing is no use.
+    if sys.platform == "win32":  # It has neither flock nor the permissions that are checked.
         return None
     home = Path(tempfile.gettempdir()) / f"async_hooks-{os.geteuid()}"
     folder = home / hashlib.sha256(name.encode()).hexdigest()[:16]
@@ -29,10 +29,10 @@ def runtime_dir(name: str) -> Path | None:
 
 
 def host_id_of(folder: Path) -> str:
-    """Return what names this folder, and no other on any machine."""
-    path = folder / "place"
+    """Return the id of this folder, which no other folder has on any machine."""
+    path = folder / "host_id"
     if not path.exists():
-        draft = folder / f"place-{os.urandom(8).hex()}"
+        draft = folder / f"host_id-{os.urandom(8).hex()}"
         draft.write_text(os.urandom(16).hex())
         with suppress(FileExistsError):  # Of several at once, the first one's counts.
             os.link(draft, path)

@@ -1,173 +1,116 @@
-"""The moment of hand-over: after the response.
+"""The moment after the response, for what a request puts off until then.
 
-Launches of a request are collected and handed to the relay when the server closes the response's
-body. Where no server will close it (the test client), the request's teardown is the last moment.
-Where there is no request, and after that moment, an envelope goes at once.
+It has come when the server closes the response's body. Where no server will close it (the test
+client), the request's teardown is the last moment. Where there is no request, and after that
+moment, what is put off is done at once.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from operator import attrgetter
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator
+from operator import itemgetter
+from typing import TYPE_CHECKING
 
-from flask import Flask, Response, request
+from flask import Flask, request
 
-from ..context import current_run, request_of
+from ..context import request_of
 from ..endpoint.attempt import RUN
-from ..envelope import Envelope
-from ..state import current_state, state_of
-from ..wsgi import close
+from ..wsgi import close, is_served
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
-#: Where a request's launches lie in its environ.
-LAUNCHES = "async_hooks.launches"
+#: Where a request's Pending lies in its environ.
+PENDING = "async_hooks.pending"
 
 
-def hand_over(app: Flask, envelope: Envelope) -> None:
-    """Hand ``envelope`` over after this request's response; at once if there is none."""
+def after_response(app: Flask, call: Callable[[], object], *, priority: int = 0) -> None:
+    """Make ``call`` after this request's response; at once if there is none."""
     request = request_of(app)
     if request is None:
-        state_of(app).relay.put(envelope)
-        return
-    if LAUNCHES not in request.environ:
-        request.environ[LAUNCHES] = Pending(app, closes=False)
-    request.environ[LAUNCHES].add(envelope)
-
-
-def wake(app: Flask) -> None:
-    """Tell this process' relay, after this request's response, that the outbox has something."""
-    request = request_of(app)
-    launches: Pending | None = request.environ.get(LAUNCHES) if request is not None else None
-    if launches is None:
-        state_of(app).relay.wake()
+        call()
     else:
-        launches.wake()
+        _pending(request.environ).add(call, priority)
+
+
+def at_teardown(error: BaseException | None) -> None:
+    """Make the calls where no server will close the response; a teardown_request function."""
+    pending = _pending(request.environ)
+    if not pending.closes:
+        pending.close()
+
+
+def _pending(environ: WSGIEnvironment) -> Pending:
+    found: Pending | None = environ.get(PENDING)
+    if found is None:  # A request that no server made, e.g. a test_request_context.
+        found = environ[PENDING] = Pending(closes=False)
+    return found
 
 
 class Pending:
-    """The launches of one request, handed over once, and singly thereafter.
+    """The calls that one request puts off: made once, in the order of priority; later ones singly.
 
-    Any thread may add while another closes: each envelope is popped, and so put, once.
+    Any thread may add while another closes: each call is popped, and so made, once.
     ``closes`` says that a server will close the response.
     """
 
-    __slots__ = ("_app", "_closed", "_waiting", "_wakes", "closes")
+    __slots__ = ("_calls", "_closed", "closes")
 
-    def __init__(self, app: Flask, *, closes: bool) -> None:
+    def __init__(self, *, closes: bool) -> None:
         self.closes = closes
-        self._app = app
         self._closed = False
-        self._waiting: deque[Envelope] = deque()
-        self._wakes = False
+        self._calls: dict[Callable[[], object], int] = {}
 
     def __bool__(self) -> bool:
-        return bool(self._waiting) or self._wakes
+        return bool(self._calls)
 
-    def add(self, envelope: Envelope) -> None:
-        self._waiting.append(envelope)
-        if self._closed:
-            self._put_all()
-
-    def wake(self) -> None:
-        self._wakes = True
+    def add(self, call: Callable[[], object], priority: int) -> None:
+        """Let ``call`` wait; of equal ones, one is made."""
+        self._calls[call] = priority
         if self._closed:
             self.close()
 
     def close(self) -> None:
+        """Make the calls; raise what the first of those that failed raised, after the last."""
         self._closed = True
-        if self._waiting:
-            self._put_all()
-        if self._wakes:
-            self._wakes = False
-            state_of(self._app).relay.wake()
-
-    def _put_all(self) -> None:
-        envelopes = sorted(_popped(self._waiting), key=attrgetter("priority"))
-        run = current_run.get(None)
-        if run is not None and envelopes and run.envelope.lease is None:
-            share = run.share(len(envelopes))
-            envelopes = [envelope._replace(budget=share) for envelope in envelopes]
-        put = state_of(self._app).relay.put
-        failed: list[BaseException] = []
-        for envelope in envelopes:
+        failed: list[Exception] = []
+        calls = [*self._popped()]
+        calls.reverse()
+        calls.sort(key=itemgetter(1))
+        for call, _ in calls:
             try:
-                put(envelope)
-            except Exception as error:  # An eager run's own: raised when the others had theirs.
+                call()
+            except Exception as error:  # An eager run's own.
                 failed.append(error)
         if failed:
             raise failed[0]
 
+    def _popped(self) -> Iterator[tuple[Callable[[], object], int]]:
+        while self._calls:
+            try:
+                yield self._calls.popitem()
+            except KeyError:  # Another thread was first.
+                return
 
-def _popped(waiting: deque[Envelope]) -> Iterator[Envelope]:
-    while True:
-        try:
-            yield waiting.popleft()
-        except IndexError:
-            return
 
+class AfterResponse:
+    """WSGI middleware: makes what a request puts off when the body of its response is closed."""
 
-class HandOver:
-    """WSGI middleware: collects a request's launches, hands them over when its body is closed."""
-
-    def __init__(self, app: Flask, wsgi_app: WSGIApplication) -> None:
-        self._app = app
+    def __init__(self, wsgi_app: WSGIApplication) -> None:
         self._wsgi_app = wsgi_app
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        launches = environ[LAUNCHES] = Pending(self._app, closes=_closes(environ))
+        # Of a server that does not name itself, it is only made a little early.
+        pending = environ[PENDING] = Pending(closes=RUN in environ or is_served(environ))
         try:
             body = self._wsgi_app(environ, start_response)
         except BaseException:
-            launches.close()
+            pending.close()
             raise
-        if launches:
-            return _Closing(body, launches.close)
-        launches.close()
+        if pending:
+            return _Closing(body, pending.close)
+        pending.close()
         return body
-
-
-def keep(response: Response) -> Response:
-    """Keep what was launched and no commit will keep; an after_request function.
-
-    :raises OutboxUnavailable: so that the visitor learns of it.
-    """
-    if RUN not in request.environ:  # A run's go with its completion.
-        flush()
-    return response
-
-
-def flush(*, is_last: bool = False) -> None:
-    """Do the same where no response is made."""
-    ledger = current_state().ledger
-    if ledger is not None:
-        ledger.flush(is_last=is_last)
-
-
-def at_context_end(error: BaseException | None) -> None:
-    """Do it for the last time; a teardown_appcontext function."""
-    flush(is_last=True)
-
-
-def at_teardown(error: BaseException | None) -> None:
-    """Hand over where no server will close the response; a teardown_request function."""
-    flush()
-    launches: Pending | None = request.environ.get(LAUNCHES)
-    if launches is not None and not launches.closes:
-        launches.close()
-
-
-def is_served(environ: Mapping[str, Any]) -> bool:
-    """Tell whether a server serves this request: they name themselves, the test client doesn't."""
-    return "SERVER_SOFTWARE" in environ or "uwsgi.version" in environ
-
-
-def _closes(environ: Mapping[str, Any]) -> bool:
-    # Of a server that does not name itself, the launches are only handed over a little early.
-    return is_served(environ) or RUN in environ
 
 
 class _Closing:

@@ -1,4 +1,7 @@
-"""The first end of the movement: a signal is sent, and an envelope is made of it."""
+"""The first end of the movement: a signal is sent, and an envelope is made of it.
+
+Launches are a request's first reason to put something off until :mod:`.after_response`.
+"""
 
 from __future__ import annotations
 
@@ -7,23 +10,22 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC
+from functools import partial
 from typing import Any
 
 from flask import Flask, current_app
 
-from ..config import Config
-from ..context import RunningTask, current_run, origin
-from ..delivery import Addition, Terms
+from ..context import admits, current_run, origin
 from ..envelope import Envelope, new_id
-from ..errors import AsyncHooksError, ConfigError, DataError, DepthExceeded, OutboxUnavailable
+from ..errors import AsyncHooksError, ConfigError, DataError, OutboxUnavailable
 from ..log import one_line
 from ..registry import AppBound, Registry
 from ..signals import send, task_failed, task_launched
 from ..snapshot import plain, snapshot
-from ..state import KEY, State, state_of
-from ..task import AsyncTask, Auth, LaunchOptions, SkipTask, admits, ref_of
-from ..validation import checked, delay_seconds, is_text, priority_number, queue_name
-from .after_response import hand_over, wake
+from ..state import KEY, State
+from ..task import AsyncTask, Auth, LaunchOptions, SkipTask, check_options
+from ..validation import delay_seconds, is_text
+from .after_response import after_response
 
 logger = logging.getLogger("async_hooks")
 
@@ -38,13 +40,11 @@ class Trigger(AppBound):
 
     def __call__(self, sender: Any, /, **kwargs: Any) -> str | None:
         """Launch, and return the envelope's id; None where there is nothing to launch."""
-        try:
-            app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]
-        except RuntimeError:
+        if not current_app:
             self._report_no_context()
             return None
-        state: State | None = app.extensions.get(KEY)
-        if state is None or not self.is_for(state.tasks):
+        state: State | None = current_app.extensions.get(KEY)
+        if state is None or self.tasks() is not state.tasks:
             return None
         run = current_run.get(None)
         if run is not None and not run.launching:
@@ -70,8 +70,7 @@ def _trigger(
         if not admits(task.auth_level, anonymous=user is None):
             return None
         data = task().prepare_data(sender, **kwargs)
-        envelope = _envelope(state, task, data, user, task.priority, envelope_id)
-        terms = _terms(task, envelope, LaunchOptions()) if state.ledger is not None else _NO_TERMS
+        envelope = _envelope(state, task, data, user, LaunchOptions(), envelope_id)
     except SkipTask:
         return None
     except Exception as error:
@@ -81,202 +80,39 @@ def _trigger(
         if _propagates(state.app):
             raise
         return None
-    return _launch(state, Addition(envelope, terms))
+    return _launch(state, envelope)
 
 
-class Launcher:
-    """Launches for one app."""
-
-    def __init__(self, app: Flask) -> None:
-        self._app = app
-
-    def dispatch(
-        self,
-        task: type[AsyncTask],
-        data: Mapping[str, Any],
-        *,
-        priority: int | None,
-        user: Any,
-        options: LaunchOptions,
-    ) -> str:
-        state = state_of(self._app)
-        registered: type[AsyncTask] | None = state.tasks.newest(task)
-        if registered is None:
-            raise ConfigError(
-                f"Task {task.name!r} is not registered for {self._app.name!r}. "
-                "Decorate it with @hooks.register."
-            )
-        task = registered
-        run = current_run.get(None)
-        if run is not None and not run.launching:
-            raise AsyncHooksError(
-                f"Task {task.name!r} was dispatched in the fresh request of another, outside its "
-                "run_action. Dispatch it where async_hooks.current_envelope is false."
-            )
-        if priority is not None:
-            checked(priority_number, priority, "priority", where=task.name)
-        if user is None:
-            user = _visitor(state, task)
-        if not admits(task.auth_level, anonymous=user is None):
-            raise AsyncHooksError(
-                f"Task {task.name!r} launches for {task.auth_level!r} visitors only. "
-                "Name the visitor with dispatch(…, user=id), or widen its 'auth_level'."
-            )
-        priority = task.priority if priority is None else priority
-        envelope = _envelope(state, task, data, user, priority, new_id())
-        terms = _terms(task, envelope, options) if state.ledger is not None else _NO_TERMS
-        return _launch(state, Addition(envelope, terms))
-
-    def hand_over(self, envelope: Envelope) -> None:
-        hand_over(self._app, envelope)
-
-    def keep(self, additions: Sequence[Addition]) -> None:
-        keep(state_of(self._app), additions)
-
-
-def _envelope(
+def dispatch(
     state: State,
     task: type[AsyncTask],
     data: Mapping[str, Any],
+    *,
     user: Any,
-    priority: int,
-    envelope_id: str,
-) -> Envelope:
-    config = state.config
-    if state.ledger is None and not state.is_reachable():
+    options: LaunchOptions,
+) -> str:
+    """Launch ``task`` with ``data`` as :meth:`.AsyncTask.dispatch` promises, and return the id."""
+    check_options(task, options, has_outbox=state.config.outbox is not None)
+    registered: type[AsyncTask] | None = state.tasks.newest(task)
+    if registered is None:
         raise ConfigError(
-            "'ASYNC_HOOKS_URL' is not set, no request has shown yet where this app listens, and "
-            "'ASYNC_HOOKS_FALLBACK' is None. Set one of them."
+            f"Task {task.name!r} is not registered for {state.app.name!r}. "
+            "Decorate it with @hooks.register."
         )
     run = current_run.get(None)
-    if run is not None:
-        _check_depth(task, run.envelope, config)
-        run.spend(f"Task {task.name!r}")
-    # What travels beside the data counts as well: the endpoint limits the whole.
-    visitor = plain(user, "user")
-    carried = state.context.capture(config.max_bytes)
-    beside = len(carried) + (len(str(visitor)) if visitor is not None else 0)
-    return Envelope(
-        id=envelope_id,
-        task=task.name,
-        body=snapshot(data, max_bytes=config.max_bytes - beside),
-        depth=run.envelope.depth + 1 if run is not None else 0,
-        budget=config.max_launches,
-        user=visitor,
-        carried=carried,
-        origin=origin(state.app),
-        priority=priority,
-    )
-
-
-def _check_depth(task: type[AsyncTask], parent: Envelope, config: Config) -> None:
-    if parent.depth >= config.max_depth:
-        raise DepthExceeded(
-            f"Task {task.name!r} was launched {parent.depth + 1} runs deep; "
-            f"'ASYNC_HOOKS_MAX_DEPTH' allows {config.max_depth}. Does it launch itself?"
+    if run is not None and not run.launching:
+        raise AsyncHooksError(
+            f"Task {task.name!r} was dispatched in the fresh request of another, outside its "
+            "run_action. Dispatch it where async_hooks.current_envelope is false."
         )
-
-
-def _launch(state: State, addition: Addition) -> str:
-    """Send the envelope on its way: into the outbox if there is one, else into memory."""
-    envelope, terms = addition
-    if terms.unique_key is not None:
-        envelope = envelope._replace(is_awaited=True)
-        addition = Addition(envelope, terms)
-    if state.ledger is None:
-        send(task_launched, state.app, envelope=envelope)
-        state.launcher.hand_over(envelope)
-        return envelope.id
-    run = current_run.get(None)
-    if state.ledger.joins or run is not None:
-        if terms.unique_key is not None:
-            winner = _own(run, terms.unique_key) or state.ledger.unfinished(terms.unique_key)
-            if winner is not None:
-                return winner
-        # Kept when the app's transaction commits, or with the run's completion.
-        if state.ledger.joins:
-            state.ledger.join(addition)
-        elif run is not None:
-            run.additions.append(addition)
-    else:
-        winner = keep(state, [addition]).get(envelope.id)
-        if winner is not None:
-            return winner
-    send(task_launched, state.app, envelope=envelope)
-    return envelope.id
-
-
-def _own(run: RunningTask | None, unique_key: str) -> str | None:
-    """Return the id of what this run has launched under ``unique_key``."""
-    launched = run.additions if run is not None else ()
-    same = (each.envelope.id for each in launched if each.terms.unique_key == unique_key)
-    return next(same, None)
-
-
-def keep(state: State, additions: Sequence[Addition]) -> Mapping[str, str]:
-    """Add to the outbox what nothing of the app's own is committed with, and let it be carried.
-
-    Return the winners' ids for those whose unique key was taken.
-
-    :raises OutboxUnavailable: if it is down, unless 'ASYNC_HOOKS_OUTBOX_DOWN' says otherwise.
-    """
-    assert state.ledger is not None  # noqa: S101 - asked by all who come here
-    only = additions[0].envelope if len(additions) == 1 else None
-    is_due = only is not None and additions[0].terms.run_at is None
-    queue = additions[0].terms.queue
-    leased = state.relay.reserve(only, queue) if only is not None and is_due else None
-    try:
-        lost = state.ledger.add(additions, lease=leased.lease if leased is not None else None)
-    except OutboxUnavailable as error:
-        if leased is not None:
-            state.relay.release(leased)
-        if state.config.outbox_down is None:
-            raise
-        logger.error("What is launched now goes unkept, by loopback: %s", one_line(error))
-        for addition in additions:
-            state.launcher.hand_over(addition.envelope)
-        return {}
-    if leased is None:
-        wake(state.app)
-    elif leased.id in lost:
-        state.relay.release(leased)
-    else:
-        state.launcher.hand_over(leased)
-    return lost
-
-
-#: Of a launch without an outbox.
-_NO_TERMS = Terms()
-
-
-def _terms(task: type[AsyncTask], envelope: Envelope, options: LaunchOptions) -> Terms:
-    """Return what the delivery keeps beside its envelope.
-
-    :raises ConfigError: for a wish that can't be had.
-    """
-    if not is_text(task.name, 255):
-        raise ConfigError(f"{task.name!r}: an outbox keeps names of up to 255 characters.")
-    delay = checked(delay_seconds, options.delay or task.delay, "delay", where=task.name)
-    queue = task.queue if options.queue is None else options.queue
-    checked(queue_name, queue, "queue", where=task.name)
-    run_at: float | None = time.time() + delay if delay else None
-    if options.run_at is not None:
-        if options.delay:
-            raise ConfigError(f"{task.name!r}: 'delay' and 'run_at' exclude each other.")
-        moment = options.run_at
-        run_at = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
-    key = options.unique_key
-    if key is None and task.unique_key is not AsyncTask.unique_key:
-        key = task().unique_key(envelope.data)
-    digest = None if key is None else _digest(task, key)
-    return Terms(queue, run_at, digest, ref_of(task, envelope))
-
-
-def _digest(task: type[AsyncTask], key: str) -> str:
-    if not isinstance(key, str):
-        raise DataError(f"The unique_key of task {task.name!r} is no text: {key!r}")
-    text = f"{task.name}\0{key}".encode("utf-8", "surrogatepass")
-    return hashlib.sha256(text).hexdigest()
+    if user is None:
+        user = _visitor(state, registered)
+    if not admits(registered.auth_level, anonymous=user is None):
+        raise AsyncHooksError(
+            f"Task {task.name!r} launches for {registered.auth_level!r} visitors only. "
+            "Name the visitor with dispatch(…, user=id), or widen its 'auth_level'."
+        )
+    return _launch(state, _envelope(state, registered, data, user, options, new_id()))
 
 
 def _visitor(state: State, task: type[AsyncTask]) -> Any:
@@ -286,6 +122,134 @@ def _visitor(state: State, task: type[AsyncTask]) -> Any:
             "Set up Flask-Login, or call hooks.identity(capture, restore)."
         )
     return state.context.visitor(state.app)
+
+
+def _envelope(
+    state: State,
+    task: type[AsyncTask],
+    data: Mapping[str, Any],
+    user: Any,
+    options: LaunchOptions,
+    envelope_id: str,
+) -> Envelope:
+    if state.store is None and not state.is_reachable():
+        raise ConfigError(
+            "'ASYNC_HOOKS_URL' is not set, no request has shown yet where this app listens, and "
+            "'ASYNC_HOOKS_FALLBACK' is None. Set one of them."
+        )
+    run = current_run.get(None)
+    if run is not None:
+        run.count_launch(task)
+    # What travels beside the data counts as well: the endpoint limits the whole.
+    max_bytes = state.config.max_bytes
+    carried, where = state.context.capture(max_bytes), origin(state.app)
+    visitor = plain(user, "user")
+    beside = len(carried) + (len(str(visitor)) if visitor is not None else 0)
+    envelope = Envelope(
+        id=envelope_id,
+        task=task.name,
+        body=snapshot(data, max_bytes=max_bytes - beside),
+        depth=run.envelope.depth + 1 if run is not None else 0,
+        user=visitor,
+        carried=carried,
+        origin=where,
+        priority=task.priority if options.priority is None else options.priority,
+    )
+    return envelope if state.store is None else _with_options(task, envelope, options)
+
+
+def _with_options(task: type[AsyncTask], envelope: Envelope, options: LaunchOptions) -> Envelope:
+    """Return ``envelope`` with what an outbox keeps of it.
+
+    :raises ConfigError: for options that exclude each other, or too long a name.
+    :raises DataError: for a key or a ref that can't be kept.
+    """
+    if not is_text(task.name, 255):
+        raise ConfigError(f"{task.name!r}: an outbox keeps names of up to 255 characters.")
+    delay, run_at = options.delay or task.delay, None
+    if delay:
+        run_at = time.time() + delay_seconds(delay)
+    if (moment := options.run_at) is not None:
+        if options.delay:
+            raise ConfigError(f"{task.name!r}: 'delay' and 'run_at' exclude each other.")
+        run_at = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    key, ref = options.unique_key, None
+    if key is None and task.unique_key is not AsyncTask.unique_key:
+        key = task().unique_key(envelope.data)
+    if task.ref is not AsyncTask.ref:
+        ref = task().ref(envelope.data)
+        if ref is not None and not is_text(ref, 255):
+            raise DataError(f"The ref of task {task.name!r} is no text of up to 255 characters.")
+    return envelope._replace(
+        queue=task.queue if options.queue is None else options.queue,
+        run_at=run_at,
+        unique_key=None if key is None else _digest(task, key),
+        ref=ref,
+        is_awaited=key is not None,
+    )
+
+
+def _digest(task: type[AsyncTask], key: str) -> str:
+    if not isinstance(key, str):
+        raise DataError(f"The unique_key of task {task.name!r} is no text: {key!r}")
+    text = f"{task.name}\0{key}".encode("utf-8", "surrogatepass")
+    return hashlib.sha256(text).hexdigest()
+
+
+def _launch(state: State, envelope: Envelope) -> str:
+    """Send the envelope on its way: into the outbox if there is one, else into memory."""
+    run, key, winner = current_run.get(None), envelope.unique_key, None
+    if state.store is None:
+        send(task_launched, state.app, envelope=envelope)
+        hand_over(state, envelope)
+        return envelope.id
+    if state.session is None and run is None:
+        winner = add(state, [envelope]).get(envelope.id)
+    elif key is not None:
+        own = {each.unique_key: each.id for each in run.additions} if run is not None else {}
+        winner = own.get(key) or (state.session or state.store).unfinished(key)
+    if winner is not None:
+        return winner
+    # Added when the app's transaction commits, or with the run's completion.
+    if state.session is not None:
+        state.session.add(envelope)
+    elif run is not None:
+        run.additions.append(envelope)
+    send(task_launched, state.app, envelope=envelope)
+    return envelope.id
+
+
+def hand_over(state: State, envelope: Envelope) -> None:
+    """Hand ``envelope``, which only memory has, over after this request's response."""
+    after_response(state.app, partial(state.memory.submit, envelope), priority=envelope.priority)
+
+
+def add(state: State, envelopes: Sequence[Envelope]) -> Mapping[str, str]:
+    """Add to the outbox what nothing of the app's own is committed with, and wake the relays.
+
+    Return the winners' ids for those whose unique key was taken.
+
+    :raises OutboxUnavailable: if it is down, unless 'ASYNC_HOOKS_OUTBOX_DOWN' says otherwise.
+    """
+    assert state.store is not None  # noqa: S101 - asked by all who come here
+    try:
+        lost = state.store.add(envelopes)
+    except OutboxUnavailable as error:
+        if state.config.outbox_down is None:
+            raise
+        logger.error("Launches go by loopback, not recorded: %s", one_line(error))
+        for envelope in envelopes:
+            hand_over(state, envelope)
+        return {}
+    if len(lost) < len(envelopes):
+        wake(state)
+    return lost
+
+
+def wake(state: State) -> None:
+    """Tell the relays, after this request's response, that the outbox has something."""
+    if state.relay is not None:
+        after_response(state.app, state.relay.wake)
 
 
 def _propagates(app: Flask) -> bool:

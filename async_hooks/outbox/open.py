@@ -4,80 +4,91 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flask import Flask
-from sqlalchemy import Connection, Engine, exc, make_url
+from sqlalchemy import Engine, exc
 
 from ..config import Config
-from ..delivery import Addition
+from ..envelope import Envelope
 from ..errors import ConfigError
 from ..signals import send_in_context, task_discarded
-from . import store
 from .admin import Outbox
-from .database import Database, engine_for
-from .ledger import Ledger
+from .database import Database
+from .engines import engine_for, identity_of
+from .processes import Processes
+from .store import Store
+
+if TYPE_CHECKING:  # Loads SQLAlchemy's ORM, which only those need who have it loaded already.
+    from .session import SessionOutbox
 
 logger = logging.getLogger("async_hooks")
+
+
+class Opened(NamedTuple):
+    """The views of one outbox. ``session`` is there where launches join the app's transactions.
+
+    ``identity`` names the database, the same for every app and release that uses it.
+    """
+
+    store: Store
+    processes: Processes
+    outbox: Outbox
+    session: SessionOutbox | None
+    identity: Callable[[], str]
 
 
 def open_outbox(
     app: Flask,
     config: Config,
-    name: str,
+    audiences: Sequence[str],
     *,
     db: Any,
     session: Any,
-    keep: Callable[[Sequence[Addition]], object],
+    keep: Callable[[Sequence[Envelope]], object],
     sent: Callable[[], None],
-) -> tuple[Ledger, Outbox]:
-    """Return the two views of the outbox: the library's own, and the users'. Nothing connects yet.
+) -> Opened:
+    """Return the views of the outbox. Nothing connects yet.
 
     ``keep`` adds what no transaction of the app's takes along; ``sent`` is called when one has.
 
     :raises ConfigError: if it can't be opened as it is configured.
     """
     assert config.outbox is not None  # noqa: S101 - why else are we here
+    scoped = db.session if db is not None else session
     if config.outbox != "app":
-        ledger = Ledger(name, _own(config.outbox, Path(app.instance_path), config))
+        database = _own(config.outbox, Path(app.instance_path), config)
+    elif scoped is None:
+        raise ConfigError(
+            "'ASYNC_HOOKS_OUTBOX' is 'app', but no session was given. "
+            "Use AsyncHooks(db=db) with Flask-SQLAlchemy, or AsyncHooks(session=…)."
+        )
     else:
-        scoped = db.session if db is not None else session
-        if scoped is None:
-            raise ConfigError(
-                "'ASYNC_HOOKS_OUTBOX' is 'app', but which session that is, nobody said. "
-                "Use AsyncHooks(db=db) with Flask-SQLAlchemy, or AsyncHooks(session=…)."
-            )
-        ledger = _joined(app, name, db, scoped, keep, sent)
-    return ledger, Outbox(app, ledger)
+        database = Database(_app_engine(app, db, scoped))
+    store = Store(database, audiences)
+    processes = Processes(database, audiences, store.now)
+    joined = None
+    if config.outbox == "app":
+        joined = _joined(app, store, scoped, keep, sent)
+    outbox = Outbox(app, store, processes)
+    return Opened(store, processes, outbox, joined, lambda: identity_of(database.engine))
 
 
 def _own(url: str, folder: Path, config: Config) -> Database:
+    make_engine = partial(engine_for, url, folder, synchronous=config.sqlite_synchronous)
     try:
-        make_url(url)
+        make_engine()  # So that a wrong one is an error now; each process makes its own.
     except exc.ArgumentError:
         raise ConfigError(
             "expected 'ASYNC_HOOKS_OUTBOX' to be an SQLAlchemy URL such as "
             "'sqlite:///async_hooks.db', or 'app'"
         ) from None
-    # Made once here so that a wrong one is an error now; each process makes its own.
-    engine_for(url, folder, synchronous=config.sqlite_synchronous)
-    return Database(
-        lambda: engine_for(url, folder, synchronous=config.sqlite_synchronous), is_own=True
-    )
+    return Database(make_engine, is_own=True)
 
 
-def _joined(
-    app: Flask,
-    name: str,
-    db: Any,
-    session: Any,
-    keep: Callable[[Sequence[Addition]], object],
-    sent: Callable[[], None],
-) -> Ledger:
-    # Here, because it loads SQLAlchemy's ORM, which who comes here has loaded already.
-    from .session import Joined
-
+def _app_engine(app: Flask, db: Any, session: Any) -> Callable[[], Engine]:
     def engine() -> Engine:
         if db is None:  # A session of its own: no context's end may remove the caller's.
             bind: Engine = session.session_factory().get_bind()
@@ -86,25 +97,31 @@ def _joined(
             found: Engine = db.engine
             return found
 
-    def insert(connection: Connection, additions: list[Addition]) -> None:
-        database.prepare_within(connection)
-        store.add(connection, additions, now=ledger.now())
+    return engine
 
-    def dropped(addition: Addition) -> None:
+
+def _joined(
+    app: Flask,
+    store: Store,
+    session: Any,
+    keep: Callable[[Sequence[Envelope]], object],
+    sent: Callable[[], None],
+) -> SessionOutbox:
+    # Here, because it loads SQLAlchemy's ORM, which who comes here has loaded already.
+    from .session import SessionOutbox
+
+    def dropped(envelope: Envelope) -> None:
         error = "The app's session ended without the commit that it was launched before."
         logger.warning(
             "Envelope %s of task %r is dropped: %s Call commit, or rollback if that is meant.",
-            addition.envelope.id,
-            addition.envelope.task,
+            envelope.id,
+            envelope.task,
             error,
         )
-        send_in_context(task_discarded, app, envelope=addition.envelope, error=error)
+        send_in_context(task_discarded, app, envelope=envelope, error=error)
 
     def committed() -> None:
-        database.note_prepared()
+        store.database.note_prepared()
         sent()
 
-    database = Database(engine)
-    joined = Joined(session, insert=insert, keep=keep, sent=committed, dropped=dropped)
-    ledger = Ledger(name, database, joined=joined)
-    return ledger
+    return SessionOutbox(session, store, keep=keep, sent=committed, dropped=dropped)

@@ -1,321 +1,249 @@
-"""Upkeep: the statements of relays, that live and die, and of whoever looks after deliveries."""
+"""What operators ask of the deliveries of an app, and what they change: sets of rows, in steps."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from datetime import timedelta
+from typing import Any
 
-from sqlalchemy import (
-    ColumnElement,
-    Connection,
-    and_,
-    delete,
-    func,
-    insert,
-    or_,
-    select,
-    update,
-)
+from sqlalchemy import ColumnElement, and_, delete, func, or_, select, update
 
-from ..delivery import DeliveryState
-from ..envelope import Envelope
-from .schema import deliveries, pauses, relays
-from .store import UNFINISHED, clean, insert_missing, paused, queue_heads, release_parent
+from ..delivery import SHOWN, UNFINISHED, DeliveryState
+from ..validation import seconds_or_zero
+from .attempts import free_parents
+from .claiming import paused, queue_heads
+from .connections import Connection, InsertMissing
+from .database import Database
+from .processes import BATCH
+from .schema import deliveries, pauses
 
 _d = deliveries.c
 _UNSUCCESSFUL = (DeliveryState.AVAILABLE, DeliveryState.DISCARDED, DeliveryState.CANCELLED)
-
-#: Rows of one transaction, where there may be any number.
-BATCH = 500
-
-_PAUSE = insert_missing(pauses)
-
-
-# -- relays ---------------------------------------------------------------------------------------
+#: What executes is left alone.
+_RETRIABLE = [state.value for state in DeliveryState if state is not DeliveryState.EXECUTING]
+#: Adds a row of the queues that are paused.
+PAUSE = InsertMissing(pauses)
 
 
-class ProcessRow(NamedTuple):
-    """A relay as its row shows it. ``beat`` changes as long as it lives."""
+class Queries:
+    """``audiences`` are the names of the app whose deliveries these are.
 
-    id: str
-    name: str
-    queues: str
-    host: str
-    pid: int
-    host_id: str | None
-    heartbeat: int
-    started_at: float
-    seen_at: float
-    problem: str | None
+    ``states`` are as users see them; ``equal`` may name a ``task``, a ``queue`` and a ``ref``.
+    """
 
+    def __init__(
+        self, database: Database, audiences: Sequence[str], now: Callable[[], float]
+    ) -> None:
+        self._database = database
+        self._audiences = list(audiences)
+        self._now = now
 
-def heartbeat(
-    connection: Connection,
-    relay: str,
-    *,
-    host: str,
-    pid: int,
-    host_id: str | None,
-    problem: str | None,
-    now: float,
-    name: str = "",
-    queues: Sequence[str] = (),
-) -> list[ProcessRow]:
-    """Show that ``relay`` lives, and return all the others, dead or alive."""
-    problem = None if problem is None else clean(problem)
-    alive = {"beat": relays.c.beat + 1, "seen_at": now, "trouble": problem}
-    if not connection.execute(update(relays).where(relays.c.id == relay).values(**alive)).rowcount:
-        who = {"id": relay, "name": name, "queues": " ".join(queues)[:1000]}
-        row = {**who, "host": host, "pid": pid, "place": host_id, "started_at": now}
-        connection.execute(insert(relays).values(beat=1, seen_at=now, trouble=problem, **row))
-    others = [seen for seen in all_relays(connection) if seen.id != relay]
-    return others + _unlisted(connection, now)
+    # -- looking
 
+    def rows(
+        self,
+        limit: int | None = None,
+        *,
+        ids: Collection[str] | None = None,
+        states: Collection[str] | None = None,
+        **equal: str | None,
+    ) -> list[Any]:
+        """Return rows, the newest first."""
+        where = self._where(equal, ids=ids, states=states)
+        query = select(deliveries).where(where).order_by(_d.id.desc()).limit(limit)
+        return self._database.execute(query).rows
 
-def _unlisted(connection: Connection, now: float) -> list[ProcessRow]:
-    """Return those that hold deliveries and have no row: who was buried alive, and then died."""
-    holders = connection.execute(
-        select(_d.relay)
-        .where(
-            _d.state == DeliveryState.EXECUTING,
-            _d.relay.is_not(None),
-            _d.relay.not_in(select(relays.c.id)),
+    def count(self, states: Collection[str], **equal: str | None) -> int:
+        """Return how many deliveries all of these fit."""
+        return self._count(self._where(equal, states=states))
+
+    def counts(self) -> dict[str, int]:
+        """Return how many deliveries are in each of the six states."""
+        query = select(_d.state, func.count()).where(self._is_ours()).group_by(_d.state)
+        counts = {str(state): 0 for state in SHOWN}
+        for state, number in self._database.execute(query).rows:
+            counts[str(DeliveryState(state).shown)] += number
+        return counts
+
+    def unfinished(self) -> list[tuple[str, str, int, float]]:
+        """Return task, receiver, how many are unfinished, and when the first of them is due."""
+        query = (
+            select(_d.task, _d.receiver, func.count(), func.min(_d.run_at))
+            .where(self._where(states=UNFINISHED))
+            .group_by(_d.task, _d.receiver)
+            .order_by(_d.task, _d.receiver)
         )
-        .distinct()
-    ).scalars()
-    return [ProcessRow(holder, "", "", "", 0, None, 0, now, now, None) for holder in holders]
+        return [tuple(row) for row in self._database.execute(query).rows]
 
+    def oldest_due(self) -> float | None:
+        """Return since when the longest waiting one is due, in queues that are not paused."""
+        closed, now = self.paused(), self._now()
+        heads = queue_heads(self._database, self._audiences)
+        due = [head.due_at for head in heads if head.queue not in closed and head.due_at <= now]
+        return min(due, default=None)
 
-def all_relays(connection: Connection) -> list[ProcessRow]:
-    return [ProcessRow(*row) for row in connection.execute(select(relays).order_by(relays.c.id))]
+    def paused(self) -> list[str]:
+        """Return the queues that are paused."""
+        return paused(self._database, self._audiences)
 
+    # -- changing
 
-def executing(connection: Connection) -> dict[str, list[str]]:
-    """Return the ids of what runs, not only claimed, by relay: the first of them, if many."""
-    found = connection.execute(
-        select(_d.relay, _d.id)
-        .where(_d.state == DeliveryState.EXECUTING, _d.started_at.is_not(None))
-        .order_by(_d.started_at, _d.id)
-        .limit(BATCH)
-    )
-    ids: dict[str, list[str]] = {}
-    for relay, delivery_id in found:
-        ids.setdefault(relay, []).append(delivery_id)
-    return ids
+    def retrying(self, states: Collection[str], **equal: str | None) -> Iterator[int]:
+        """Retry those that all of these fit, in short transactions; return how many each retried.
 
+        The running processes take them up at their next look. What executes is left alone.
+        """
+        those = [state.value for state in _shown_as(states) if state.value in _RETRIABLE]
+        where = self._where(equal, states=those)
+        return self._in_batches(where, lambda ids: self.retry_batch(ids, those))
 
-def deregister(connection: Connection, relay: str) -> None:
-    connection.execute(delete(relays).where(relays.c.id == relay))
+    def retry_batch(self, ids: Collection[str], states: Collection[str] = _RETRIABLE) -> int:
+        """Make those of ``ids`` due that are in one of ``states``, with no attempt used.
 
-
-class Orphan(NamedTuple):
-    """A delivery whose holder died, or forgot it."""
-
-    envelope: Envelope
-    has_begun: bool
-
-
-def claimed_by(connection: Connection, relay: str) -> list[Orphan]:
-    """Return what ``relay`` executes, as far as the table knows."""
-    rows = connection.execute(
-        select(deliveries)
-        .where(_d.relay == relay, _d.state == DeliveryState.EXECUTING)
-        .order_by(_d.id)
-        .limit(BATCH)
-    ).all()
-    return [_orphan(row, row.started_at is not None) for row in rows]
-
-
-def _orphan(row: Any, has_begun: bool) -> Orphan:
-    envelope = Envelope(
-        id=row.id,
-        task=row.task,
-        body=row.body,
-        attempt=row.attempts if has_begun else row.attempts + 1,
-        parent_id=row.parent_id,
-        receiver=row.receiver or None,
-        lease=row.lease,
-        is_awaited=row.context.endswith(",true]"),
-    )
-    return Orphan(envelope, has_begun)
-
-
-# -- looking after them ---------------------------------------------------------------------------
-
-
-def find(
-    connection: Connection,
-    *,
-    ids: Collection[str] | None = None,
-    ref: str | None = None,
-    state: str | None = None,
-    task: str | None = None,
-    queue: str | None = None,
-    limit: int | None = None,
-) -> list[Any]:
-    """Return rows, newest first."""
-    query = select(deliveries).order_by(_d.created_at.desc(), _d.id.desc()).limit(limit)
-    if ids is not None:
-        query = query.where(_d.id.in_(list(ids)))
-    wanted = {_d.ref: ref, _d.state: state, _d.task: task, _d.queue: queue}
-    for column, value in wanted.items():
-        if value is not None:
-            query = query.where(column == value)
-    return list(connection.execute(query).all())
-
-
-def ids_of(
-    connection: Connection,
-    states: Collection[str],
-    *,
-    task: str | None = None,
-    queue: str | None = None,
-    after: str = "",
-) -> list[str]:
-    """Return a batch of ids, in their order, that come ``after`` another."""
-    which = _those(states, task, queue) & (_d.id > after)
-    return list(
-        connection.execute(select(_d.id).where(which).order_by(_d.id).limit(BATCH)).scalars()
-    )
-
-
-def count(
-    connection: Connection,
-    states: Collection[str],
-    *,
-    task: str | None = None,
-    queue: str | None = None,
-) -> int:
-    which = _those(states, task, queue)
-    return connection.execute(
-        select(func.count()).select_from(deliveries).where(which)
-    ).scalar_one()
-
-
-def _those(states: Collection[str], task: str | None, queue: str | None) -> ColumnElement[bool]:
-    which: list[ColumnElement[bool]] = [_d.state.in_(states)]
-    if task is not None:
-        which.append(_d.task == task)
-    if queue is not None:
-        which.append(_d.queue == queue)
-    return and_(*which)
-
-
-def counts(connection: Connection) -> dict[str, int]:
-    rows = connection.execute(select(_d.state, func.count()).group_by(_d.state))
-    return {str(state): number for state, number in rows}
-
-
-def backlog(connection: Connection) -> list[tuple[str, str, int, float]]:
-    """Return task, receiver, how many are unfinished, and when the first of them is due."""
-    rows = connection.execute(
-        select(_d.task, _d.receiver, func.count(), func.min(_d.run_at))
-        .where(_d.state.in_(UNFINISHED))
-        .group_by(_d.task, _d.receiver)
-        .order_by(_d.task, _d.receiver)
-    )
-    return [(task, receiver, number, due) for task, receiver, number, due in rows]
-
-
-def oldest_due(connection: Connection, *, now: float) -> float | None:
-    """Return since when the longest waiting delivery is due, in queues that are not paused."""
-    closed = paused(connection)
-    due = [lane.due_at for lane in queue_heads(connection) if lane.queue not in closed]
-    return min((at for at in due if at <= now), default=None)
-
-
-def retry(connection: Connection, delivery_id: str, *, now: float) -> int:
-    """Make it due at once, with all its attempts before it; return how many that are.
-
-    Of a fan-out, the children that did not succeed are. What executes is left alone.
-    """
-    children = select(_d.id).where(_d.parent_id == delivery_id).limit(1)
-    which = and_(_d.id == delivery_id, _d.state != DeliveryState.EXECUTING)
-    if connection.execute(children).first() is not None:
-        which = and_(_d.parent_id == delivery_id, _d.state.in_(_UNSUCCESSFUL))
-    return connection.execute(update(deliveries).where(which).values(**_anew(now))).rowcount
-
-
-def retry_each(
-    connection: Connection, ids: Collection[str], states: Collection[str], *, now: float
-) -> int:
-    """Do the same for those of ``ids`` that are in one of ``states``; return how many they are.
-
-    Of a fan-out, its children are retried where they are named, their parent never.
-    """
-    families = connection.execute(select(_d.parent_id).where(_d.parent_id.in_(ids))).scalars()
-    single = set(ids).difference(families)
-    which = and_(_d.id.in_(sorted(single)), _d.state.in_(states))
-    return connection.execute(update(deliveries).where(which).values(**_anew(now))).rowcount
-
-
-def _anew(now: float) -> dict[str, Any]:
-    return {
-        "state": DeliveryState.AVAILABLE,
-        "run_at": now,
-        "attempts": 0,
-        "crashes": 0,
-        "finished_at": None,
-        "result": None,
-    }
-
-
-def cancel(connection: Connection, delivery_id: str, *, now: float) -> bool:
-    """End it and its children, whatever they do now; false if all of them had finished.
-
-    An attempt that runs can't be stopped, but what it says no longer counts.
-    """
-    # The one itself first: it may be about to become several.
-    connection.execute(select(_d.id).where(_d.id == delivery_id).with_for_update())
-    mine = or_(_d.id == delivery_id, _d.parent_id == delivery_id)
-    ended = connection.execute(
-        update(deliveries)
-        .where(mine, _d.state.in_(UNFINISHED))
-        .values(
-            state=DeliveryState.CANCELLED,
-            relay=None,
-            lease=None,
-            finished_at=now,
-            unique_key=None,
+        Of a fan-out, its children that did not succeed, its parent never. Return how many.
+        """
+        parents = select(_d.parent_id).where(_d.parent_id.in_(ids)).distinct()
+        children = [state for state in states if state in _UNSUCCESSFUL]
+        nothing = dict.fromkeys(("attempts", "failures", "crashes"), 0)
+        anew = update(deliveries).values(
+            state=DeliveryState.AVAILABLE,
+            run_at=self._now(),
+            finished_at=None,
+            result=None,
+            **nothing,
         )
-    ).rowcount
-    parent_id = connection.execute(
-        select(_d.parent_id).where(_d.id == delivery_id)
-    ).scalar_one_or_none()
-    for waiting in (parent_id, delivery_id):
-        release_parent(connection, waiting)
-    return ended > 0
+
+        def body(connection: Connection) -> int:
+            split = {row.parent_id for row in connection.execute(parents).rows}
+            which = or_(
+                and_(_d.id.in_(set(ids) - split), _d.state.in_(states)),
+                and_(_d.parent_id.in_(split), _d.state.in_(children)),
+            )
+            return connection.execute(anew.where(self._is_ours(), which)).rowcount
+
+        return self._database.transaction(body)
+
+    def cancel(self, delivery_id: str) -> bool:
+        """End a delivery and its children; false if they had finished.
+
+        An attempt that runs can't be stopped; its result is ignored.
+        """
+        return self.cancel_batch([delivery_id]) > 0
+
+    def cancelling(self, states: Collection[str], **equal: str | None) -> Iterator[int]:
+        """Cancel those that all of these fit, in short transactions; return how many each ended."""
+        return self._in_batches(self._where(equal, states=states), self.cancel_batch)
+
+    def cancel_batch(self, ids: Collection[str]) -> int:
+        """End those of ``ids``, and their children, whatever they do now; return how many."""
+        # They themselves first: one may be about to become several.
+        lock = select(_d.id, _d.parent_id).where(_d.id.in_(ids), self._is_ours()).order_by(_d.id)
+        with_children = or_(_d.id.in_(ids), _d.parent_id.in_(ids))
+        end = (
+            update(deliveries)
+            .where(self._is_ours(), with_children, _d.state.in_(UNFINISHED))
+            .values(
+                state=DeliveryState.CANCELLED,
+                process_id=None,
+                lease=None,
+                finished_at=self._now(),
+                unique_key=None,
+            )
+        )
+
+        def body(connection: Connection) -> int:
+            found = connection.execute(lock.with_for_update()).rows
+            ended = connection.execute(end).rowcount
+            parents = {row.parent_id for row in found if row.parent_id} | {row.id for row in found}
+            holding = select(_d.id).where(_d.id.in_(parents), _d.unique_key.is_not(None))
+            free_parents(connection, [row.id for row in connection.execute(holding).rows])
+            return ended
+
+        return self._database.transaction(body)
+
+    def purge(self, older_than: float | timedelta) -> int:
+        """Delete what finished longer ago than ``older_than`` (seconds); return how many."""
+        return sum(self.purging(older_than))
+
+    def purging(self, older_than: float | timedelta) -> Iterator[int]:
+        """Do the same in short transactions, and return how many each deleted."""
+        while number := self.purge_batch(older_than):
+            yield number
+
+    def purge_batch(self, older_than: float | timedelta) -> int:
+        """Delete some of those, the oldest, in one short transaction; return how many."""
+        old = select(_d.id).where(self._finished(older_than)).order_by(_d.finished_at).limit(BATCH)
+
+        def body(connection: Connection) -> int:
+            rows = connection.execute(old.with_for_update(skip_locked=True)).rows
+            if rows:
+                connection.execute(delete(deliveries).where(_d.id.in_([row.id for row in rows])))
+            return len(rows)
+
+        return self._database.transaction(body)
+
+    def purgeable(self, older_than: float | timedelta) -> int:
+        """Return how many a purge would delete."""
+        return self._count(self._finished(older_than))
+
+    def pause(self, queue: str) -> None:
+        """Let no process take more of ``queue``, until it is resumed.
+
+        What a process has claimed already still begins.
+        """
+        row = {"audience": self._audiences[0], "queue": queue, "paused_at": self._now()}
+        self._database.execute(PAUSE, row, repeatable=True)
+
+    def resume(self, queue: str) -> None:
+        """Let what waits in ``queue`` begin again."""
+        ours = and_(pauses.c.queue == queue, pauses.c.audience.in_(self._audiences))
+        self._database.execute(delete(pauses).where(ours), repeatable=True)
+
+    # -- which
+
+    def _is_ours(self) -> ColumnElement[bool]:
+        return _d.audience.in_(self._audiences)
+
+    def _where(
+        self,
+        equal: Mapping[str, str | None] | None = None,
+        *,
+        ids: Collection[str] | None = None,
+        states: Collection[str] | None = None,
+    ) -> ColumnElement[bool]:
+        wanted = [_d[name] == value for name, value in (equal or {}).items() if value is not None]
+        if ids is not None:
+            wanted.append(_d.id.in_(ids))
+        if states is not None:
+            wanted.append(_d.state.in_(_shown_as(states)))
+        return and_(self._is_ours(), *wanted)
+
+    def _finished(self, older_than: float | timedelta) -> ColumnElement[bool]:
+        """Return what a purge deletes.
+
+        Only what is final has finished; asked for its state, a database may read all that is.
+        """
+        is_old = _d.finished_at < self._now() - seconds_or_zero(older_than)
+        return and_(self._is_ours(), is_old, _d.unique_key.is_(None))
+
+    def _count(self, where: ColumnElement[bool]) -> int:
+        query = select(func.count()).select_from(deliveries).where(where)
+        return int(self._database.execute(query).rows[0][0])
+
+    def _in_batches(
+        self, where: ColumnElement[bool], change: Callable[[list[str]], int]
+    ) -> Iterator[int]:
+        """Apply ``change`` to the ids of all these in short steps; return what each changed."""
+        after = ""
+        while True:
+            query = select(_d.id).where(where, _d.id > after).order_by(_d.id).limit(BATCH)
+            ids = [row.id for row in self._database.execute(query).rows]
+            if not ids:
+                return
+            yield change(ids)
+            after = ids[-1]
 
 
-def pause(connection: Connection, queue: str, *, now: float) -> None:
-    connection.execute(_PAUSE[connection.dialect.name], {"queue": queue, "paused_at": now})
-
-
-def resume(connection: Connection, queue: str) -> None:
-    connection.execute(delete(pauses).where(pauses.c.queue == queue))
-
-
-def count_old(connection: Connection, *, before: float) -> int:
-    """Return how many :func:`purge` would delete."""
-    old = select(func.count()).select_from(deliveries).where(_is_old(before))
-    return connection.execute(old).scalar_one()
-
-
-def purge(connection: Connection, *, before: float) -> int:
-    """Delete a batch of those that finished ``before``; return how many they were."""
-    ids = connection.execute(
-        select(_d.id)
-        .where(_is_old(before))
-        .order_by(_d.finished_at)
-        .limit(BATCH)
-        .with_for_update(skip_locked=True)
-    ).scalars()
-    found = list(ids)
-    if found:
-        connection.execute(delete(deliveries).where(_d.id.in_(found)))
-    return len(found)
-
-
-def _is_old(before: float) -> ColumnElement[bool]:
-    # Only what is final has finished; asked for its state, a database may read all that is.
-    return and_(_d.finished_at < before, _d.unique_key.is_(None))
+def _shown_as(states: Collection[str]) -> list[DeliveryState]:
+    """Return the states that users see as one of ``states``."""
+    return [state for state in DeliveryState if state.shown in states]

@@ -2,7 +2,7 @@
 
 ``commit`` means sent, ``rollback`` means it never existed, also for a savepoint. A launch waits
 with its session until the root transaction is about to commit, and is inserted there: no lock is
-taken, and no statement made, before the app itself writes for good. What was launched without
+taken, and no statement made, before the app itself commits. What was launched without
 anything being written is kept by a transaction of our own, when the app's ends or the request does.
 
 A launch belongs to the innermost transaction that was open when it was made, or else to the next
@@ -25,14 +25,17 @@ from sqlalchemy import Connection, event
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, SessionTransaction, scoped_session
 
-from ..delivery import Addition
+from ..delivery import Ending
+from ..envelope import Envelope
 from ..errors import OutboxUnavailable
-from .database import is_busy
+from .engines import is_busy
+from .pending import Owner, Pending
+from .store import Store
 
 _numbers = itertools.count(1)
 
 #: Stands for a context's sessions when it has ended.
-_OVER: tuple[Session, ...] = ()
+_CLOSED: tuple[Session, ...] = ()
 
 #: First words of a statement in plain SQL that changes nothing; WITH may introduce either.
 _READS = {
@@ -42,67 +45,26 @@ _READS = {
 _FIRST_WORD = re.compile(r"(?:\s|\(|--[^\n]*|/\*.*?\*/)*+(\w+)", re.DOTALL)
 _CHANGE = re.compile(r"\b(INSERT|UPDATE|DELETE|MERGE|REPLACE)\b", re.IGNORECASE)
 
-#: Whose something is: a savepoint's, or, None, the root transaction's, this one's or the next's.
-Owner = SessionTransaction | None
 
+class SessionOutbox:
+    """Adds launches to ``store`` in the transactions of ``session``.
 
-class Waiting:
-    """What one session holds back: each addition with its owner."""
-
-    def __init__(self) -> None:
-        self.additions: list[tuple[Addition, Owner]] = []
-        #: The ids of those that the coming commit takes along.
-        self.inserted: set[str] = set()
-        #: Owners of what would be lost without a commit.
-        self.written: set[Owner] = set()
-        #: Whether the root transaction may hold locks.
-        self.locks = False
-        self.committed: SessionTransaction | None = None
-        self.rolled_back: SessionTransaction | None = None
-
-    def all(self) -> list[Addition]:
-        return [addition for addition, _ in self.additions]
-
-    def take(self) -> list[Addition]:
-        """Let go of all."""
-        taken = self.all()
-        self.additions = []
-        return taken
-
-    def move(self, old: SessionTransaction, new: Owner) -> None:
-        """Let what was of a savepoint be of the transaction around it."""
-        self.additions = [
-            (addition, new if owner is old else owner) for addition, owner in self.additions
-        ]
-        if old in self.written:
-            self.written.remove(old)
-            self.written.add(new)
-
-    def drop(self, owner: Owner) -> None:
-        """Let what is of ``owner`` be undone."""
-        self.additions = [pair for pair in self.additions if pair[1] is not owner]
-        self.written.discard(owner)
-
-
-class Joined:
-    """Watches ``session``. ``insert`` writes additions by a connection of its transaction.
-
-    ``sent`` is called when they are committed, ``dropped`` for each that a forgotten commit lost.
+    ``sent`` is called when some are committed, ``dropped`` for each that a forgotten commit lost.
     ``keep`` adds those that there was no commit for, because nothing was written.
     """
 
     def __init__(
         self,
         session: scoped_session[Any],
+        store: Store,
         *,
-        insert: Callable[[Connection, list[Addition]], None],
-        keep: Callable[[Sequence[Addition]], object],
+        keep: Callable[[Sequence[Envelope]], object],
         sent: Callable[[], None],
-        dropped: Callable[[Addition], None],
+        dropped: Callable[[Envelope], None],
     ) -> None:
         self._session = session
         self._key = f"async_hooks.{next(_numbers)}"  # One session may serve several apps.
-        self._insert = insert
+        self._store = store
         self._keep = keep
         self._sent = sent
         self._dropped = dropped
@@ -118,28 +80,27 @@ class Joined:
         ):
             _listen(session, listener)
 
-    def add(self, addition: Addition) -> None:
-        """Let ``addition`` wait for this session's commit."""
-        if g.get(self._key) is _OVER:
-            self._keep([addition])  # Nobody asks again in this context.
+    def add(self, envelope: Envelope) -> None:
+        """Let ``envelope`` wait for this session's commit."""
+        if g.get(self._key) is _CLOSED:
+            self._keep([envelope])  # Nobody asks again in this context.
             return
         session = self._session()
-        waiting = self._waiting(session)
-        waiting.additions.append((addition, session.get_nested_transaction()))
+        pending = self._pending(session)
+        pending.launches.append((envelope, session.get_nested_transaction()))
         self._has_written(session)
         g.setdefault(self._key, set()).add(session)
 
-    def waiting(self, unique_key: str) -> str | None:
-        """Return the id of what waits in this session under ``unique_key``."""
-        for addition in self._waiting(self._session()).all():
-            if addition.terms.unique_key == unique_key:
-                return addition.envelope.id
-        return None
-
-    def locking_connection(self) -> Connection | None:
-        """Return the connection of the session's transaction, if that may hold locks."""
+    def unfinished(self, unique_key: str) -> str | None:
+        """Return the id of what has ``unique_key``, waiting in this session or in the table."""
         session = self._session()
-        return session.connection() if self._waiting(session).locks else None
+        pending = self._pending(session)
+        for envelope in pending.all():
+            if envelope.unique_key == unique_key:
+                return envelope.id
+        # Another connection would wait for what this one has locked.
+        within = session.connection() if pending.locks else None
+        return self._store.unfinished(unique_key, within=within)
 
     def flush(self, *, is_last: bool = False) -> None:
         """Keep what waits in sessions that have written nothing; a request ends.
@@ -150,21 +111,21 @@ class Joined:
         """
         sessions = g.get(self._key, ())
         if is_last:
-            setattr(g, self._key, _OVER)
+            setattr(g, self._key, _CLOSED)
         for session in sessions:
-            waiting = self._waiting(session)
+            pending = self._pending(session)
             # What was written and undone may still lock: then the transaction's end comes first.
-            if waiting.additions and not self._has_written(session) and not waiting.locks:
-                self._keep(waiting.take())
+            if pending.launches and not self._has_written(session) and not pending.locks:
+                self._keep(pending.take())
 
-    def complete(self, body: Callable[[Connection], bool]) -> bool:
-        """Commit the session with what ``body`` writes; roll it back if that is stale.
+    def record(self, envelope: Envelope, ending: Ending) -> bool:
+        """Commit the session with ``ending``; roll it back, and return false, if that is stale.
 
         :raises OutboxUnavailable: if the database was busy: nothing was kept.
         """
         session = self._session()
         try:
-            done = body(session.connection())
+            done = self._store.record(envelope, ending, within=session.connection())
             if done:
                 session.commit()
         except Exception as error:
@@ -176,13 +137,13 @@ class Joined:
             session.rollback()
         return done
 
-    def _waiting(self, session: Session) -> Waiting:
-        waiting: Waiting = session.info.setdefault(self._key, Waiting())
-        return waiting
+    def _pending(self, session: Session) -> Pending:
+        pending: Pending = session.info.setdefault(self._key, Pending())
+        return pending
 
     def _has_written(self, session: Session) -> bool:
         """Tell whether something would be lost without a commit; once so, so until the end."""
-        written = self._waiting(session).written
+        written = self._pending(session).written
         if (
             session.new
             or session.deleted
@@ -205,55 +166,55 @@ class Joined:
         found = self._sessions.get(connection)
         session = found() if found is not None else None
         if session is not None and session.in_transaction() and _changes(statement, context):
-            waiting = self._waiting(session)
-            waiting.written.add(session.get_nested_transaction())
-            waiting.locks = True
+            pending = self._pending(session)
+            pending.written.add(session.get_nested_transaction())
+            pending.locks = True
 
     def _before_commit(self, session: Session) -> None:
         if session.get_nested_transaction() is not None:
             return
         session.flush()  # It may launch something, and shows whether anything is written.
-        waiting = self._waiting(session)
-        additions = waiting.all()
-        if additions and self._has_written(session):
-            self._insert(session.connection(), additions)
-            waiting.inserted = {addition.envelope.id for addition in additions}
+        pending = self._pending(session)
+        launches = pending.all()
+        if launches and self._has_written(session):
+            self._store.add_within(session.connection(), launches)
+            pending.inserted = {envelope.id for envelope in launches}
 
     def _after_commit(self, session: Session) -> None:
-        self._waiting(session).committed = _innermost(session)
+        self._pending(session).committed = _innermost(session)
 
     def _after_rollback(self, session: Session) -> None:
-        waiting, savepoint = self._waiting(session), session.get_nested_transaction()
-        waiting.rolled_back = _innermost(session)
-        waiting.drop(savepoint)
-        waiting.locks = waiting.locks and savepoint is not None
+        pending, savepoint = self._pending(session), session.get_nested_transaction()
+        pending.rolled_back = _innermost(session)
+        pending.drop(savepoint)
+        pending.locks = pending.locks and savepoint is not None
 
     def _after_transaction_end(self, session: Session, transaction: SessionTransaction) -> None:
-        waiting = self._waiting(session)
-        if transaction.nested and waiting.rolled_back is transaction:
-            waiting.drop(transaction)
+        pending = self._pending(session)
+        if transaction.nested and pending.rolled_back is transaction:
+            pending.drop(transaction)
         elif transaction.nested:
-            waiting.move(transaction, _outer(transaction))
+            pending.move(transaction, _outer(transaction))
         elif transaction.parent is None:
-            self._end(waiting, transaction, is_lost=self._has_written(session))
+            self._end(pending, transaction, is_lost=self._has_written(session))
 
-    def _end(self, waiting: Waiting, root: SessionTransaction, *, is_lost: bool) -> None:
+    def _end(self, pending: Pending, root: SessionTransaction, *, is_lost: bool) -> None:
         """Let everything that waited for the end of ``root`` know what became of it."""
-        additions, inserted = waiting.take(), waiting.inserted
-        waiting.inserted, waiting.written, waiting.locks = set(), set(), False
-        if waiting.rolled_back is root:
+        launches, inserted = pending.take(), pending.inserted
+        pending.inserted, pending.written, pending.locks = set(), set(), False
+        if pending.rolled_back is root:
             return
-        if waiting.committed is root:
+        if pending.committed is root:
             # Not inserted: if nothing was written, or by root.commit() over an open savepoint.
-            additions = [each for each in additions if each.envelope.id not in inserted]
+            launches = [each for each in launches if each.id not in inserted]
             if inserted:
                 self._sent()
         elif is_lost:
-            for addition in additions:
-                self._dropped(addition)
+            for envelope in launches:
+                self._dropped(envelope)
             return
-        if additions:
-            self._keep(additions)
+        if launches:
+            self._keep(launches)
 
 
 def _changes(statement: str, context: Any) -> bool:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from random import uniform
 from typing import NamedTuple
 
-from ..errors import TransportError
+from ..state import Result
 from ..verdict import Outcome, Verdict
 
 
@@ -55,7 +54,6 @@ RULES: dict[str, Rule] = {
 #: A connection refused, an address unknown, another app, a login page, no verdict or a forged one.
 OTHERWISE = Rule(Action.RETRY, "an attempt", slows=True)
 
-
 #: The process that ran it died, and only others say so.
 CRASHED = RULES["connection-broken"]
 
@@ -63,36 +61,10 @@ CRASHED = RULES["connection-broken"]
 LOST = RULES["timeout"]
 
 
-def rule_for(ending: Verdict | TransportError | None) -> Rule:
-    """Return what ``ending`` means; None is a transport that will not know."""
-    if ending is None:
+def rule_for(result: Result) -> Rule:
+    """Return what ``result`` means; None is a transport that will not know."""
+    if result is None:
         return RULES[Outcome.REPLAYED]
-    if isinstance(ending, Verdict):
-        return RULES[ending.outcome]
-    return RULES.get(ending.cause, OTHERWISE)
-
-
-class Breaker:
-    """Slows a relay down while nothing that it sends arrives: 0.5 s, doubled, up to 60 s."""
-
-    FIRST, LONGEST = 0.5, 60.0
-
-    def __init__(self) -> None:
-        self.problem: str | None = None
-        self._until = 0.0
-        self._pause = 0.0
-
-    def is_open(self, now: float) -> bool:
-        return now < self._until
-
-    def trip(self, problem: str, now: float) -> bool:
-        """Pause; return whether this is news. Of several that fail while it is open, one counts."""
-        is_news = problem != self.problem
-        self.problem = problem
-        if not self.is_open(now):
-            self._pause = min(max(2 * self._pause, self.FIRST), self.LONGEST)
-            self._until = now + self._pause * uniform(0.8, 1.2)  # noqa: S311
-        return is_news
-
-    def reset(self) -> None:
-        self.problem, self._until, self._pause = None, 0.0, 0.0
+    if isinstance(result, Verdict):
+        return RULES[result.outcome]
+    return RULES.get(result.cause, OTHERWISE)

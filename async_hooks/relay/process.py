@@ -1,97 +1,233 @@
-"""What one process has in hand of an outbox: what it holds, what runs in it, what ended in it."""
+"""One process, as the outbox of its app knows it: what it has claimed, runs and has finished."""
 
 from __future__ import annotations
 
 import os
 import threading
 import time
+from collections.abc import Callable, Set
 from functools import cached_property
+from random import uniform
 from typing import NamedTuple
 
 from ..envelope import Envelope, new_id
 from ..host.liveness import ProcessLock
+from ..host.notifier import Notifier
 from ..verdict import Verdict
 
+#: Seconds between two looks for what other processes have added.
+POLL = 1.0
 
-class Held:
-    """A delivery that this process has claimed. Times are the monotonic clock's.
+#: Seconds after which what waits for a sender goes back, if all are busy.
+SOON = 0.1
 
-    ``since`` is when it was claimed, None as long as it is not in the table; ``set_out_at`` when
-    a sender took it, None while it waits.
-    """
+#: Deliveries that are claimed ahead for each sender at first, and for all senders at most.
+_PREFETCH, _MOST = 4, 100
 
-    __slots__ = ("envelope", "set_out_at", "since")
+#: The most deliveries whose own pauses are remembered.
+_REMEMBERED = 10_000
 
-    def __init__(self, envelope: Envelope, *, is_added: bool = True) -> None:
-        self.envelope = envelope
-        self.since = time.monotonic() if is_added else None
-        self.set_out_at: float | None = None
-
-
-class Running(NamedTuple):
-    """A run in this process, and when it began on the monotonic clock."""
-
-    envelope: Envelope
-    since: float
-
-
-class Ended(NamedTuple):
-    """A run of this process that is over, and that its relay may not have settled yet."""
-
-    envelope: Envelope
-    verdict: Verdict
-
+#: Seconds that a delivery which did not arrive waits first, and at most.
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 60.0
 
 #: A delivery's id and the lease of one claim: of one delivery, several attempts may run here.
 Key = tuple[str, str | None]
 
 
-class InHand:
-    """This process, as the outbox knows it, and what it has in hand.
+class Claimed:
+    """A delivery that this process has claimed; ``sent_at`` is None while it waits for a sender."""
 
-    ``held`` is what its relay claimed and has not settled, by id; ``running`` what runs here now,
-    and ``ended`` what ran here and may still wait for the relay, here or elsewhere, that sent it,
-    by claim. Any thread may change them: each change is a single step of a dict.
+    __slots__ = ("claimed_at", "envelope", "sent_at")
+
+    def __init__(self, envelope: Envelope, claimed_at: float) -> None:
+        self.envelope = envelope
+        self.claimed_at = claimed_at
+        self.sent_at: float | None = None
+
+
+class Running(NamedTuple):
+    """A run in this process, and when it began."""
+
+    envelope: Envelope
+    since: float
+
+
+class Breaker:
+    """Slows a relay down while nothing that it sends arrives: 0.5 s, doubled, up to 60 s."""
+
+    FIRST, LONGEST = 0.5, 60.0
+
+    def __init__(self) -> None:
+        self.problem: str | None = None
+        self._until = 0.0
+        self._pause = 0.0
+
+    def is_open(self, now: float) -> bool:
+        return now < self._until
+
+    def trip(self, problem: str, now: float) -> bool:
+        """Pause; return whether this is news. Of several that fail while it is open, one counts."""
+        is_news = problem != self.problem
+        self.problem = problem
+        if not self.is_open(now):
+            self._pause = min(max(2 * self._pause, self.FIRST), self.LONGEST)
+            self._until = now + self._pause * uniform(0.8, 1.2)  # noqa: S311
+        return is_news
+
+    def reset(self) -> None:
+        self.problem, self._until, self._pause = None, 0.0, 0.0
+
+
+class Process:
+    """This process. Times are seconds of its ``monotonic`` clock.
+
+    Any thread may change ``claimed`` (by id), ``running`` and ``finished`` (by claim): each change
+    is a single step of a dict. All else belongs to the thread that claims.
     """
 
-    def __init__(self, name: str) -> None:
-        self.relay_id = new_id()
+    def __init__(self, runtime_name: str, monotonic: Callable[[], float] = time.monotonic) -> None:
+        """``runtime_name`` names the folder that it shares with others of its machine."""
+        self.id = new_id()
         self.pid = os.getpid()
-        self._name = name
-        self.held: dict[str, Held] = {}
+        self.runtime_name = runtime_name
+        self.monotonic = monotonic
+        self.claimed: dict[str, Claimed] = {}
+        #: How much may be claimed: more while it is quickly done, less once some had to go back.
+        self.prefetch = 0
         self.running: dict[Key, Running] = {}
-        self.ended: dict[Key, Ended] = {}
-        #: Set when a relay beats for this process, or is about to: only then does it answer for
-        #: what it runs.
-        self.is_beating = threading.Event()
+        #: Verdicts on runs that are over, and that the relay may not have settled yet.
+        self.finished: dict[Key, Verdict] = {}
+        #: Set when it has a row in the table, or is about to: only then others see it die.
+        self.is_registered = threading.Event()
+        #: Attempts that are left to whoever runs them, and until when.
+        self.awaited: dict[str, tuple[Envelope, float]] = {}
+        #: Until when a (task, receiver) is left alone that some process does not know.
+        self.parked: dict[tuple[str, str], float] = {}
+        self.breaker = Breaker()
+        #: What keeps the claiming itself from working.
+        self.own_problem: str | None = None
+        #: Ends the waiting of the thread that claims.
+        self.notifier = Notifier()
+        #: Set when nothing more is claimed, and when what still runs is left to the others.
+        self.stopping = threading.Event()
+        self.ended = threading.Event()
+        self._pauses: dict[str, float] = {}
 
     @cached_property
     def liveness(self) -> ProcessLock:
-        """This process' lifeline, held from the moment that a relay first asks for it."""
-        return ProcessLock(self._name, self.relay_id)
+        """What shows the others on this machine that it lives, held from its first use on."""
+        return ProcessLock(self.runtime_name, self.id)
+
+    @property
+    def problem(self) -> str | None:
+        """What keeps it from claiming or sending, if anything does."""
+        return self.own_problem or self.breaker.problem
+
+    # -- what it has claimed
+
+    def claim(self, envelope: Envelope) -> None:
+        self.claimed[envelope.id] = Claimed(envelope, self.monotonic())
+
+    def send(self, envelope: Envelope) -> bool:
+        """Note that a sender takes ``envelope``; return false if it was released meanwhile."""
+        claimed = self.claimed.get(envelope.id)
+        if claimed is None or claimed.envelope is not envelope:
+            return False
+        claimed.sent_at = self.monotonic()
+        return True
+
+    def drop(self, envelope: Envelope) -> None:
+        """Hold ``envelope`` no longer; a later claim of the same delivery stays."""
+        claimed = self.claimed.get(envelope.id)
+        if claimed is not None and claimed.envelope.lease == envelope.lease:
+            self.claimed.pop(envelope.id, None)
+
+    def room(self, senders: int) -> int:
+        """Return how many more deliveries may be claimed for ``senders``.
+
+        What waits here waits for them alone; in the table, any process can have it.
+        """
+        if self._is_stuck(senders):
+            return 0
+        self.prefetch = max(self.prefetch, _PREFETCH * senders)
+        return self.prefetch - len(self.claimed)
+
+    def note_full(self) -> None:
+        """Note that more was due than there was room for."""
+        self.prefetch = min(2 * self.prefetch, _MOST)
+
+    def unsent(self, *, longer_than: float = float("-inf")) -> list[Envelope]:
+        """Return what has waited here for a sender for ``longer_than`` seconds."""
+        before = self.monotonic() - longer_than
+        claimed = list(self.claimed.values())
+        return [one.envelope for one in claimed if one.sent_at is None and one.claimed_at < before]
+
+    def stale(self, senders: int) -> list[Envelope]:
+        """Return what would wait here for long; less is claimed ahead from then on."""
+        found = self.unsent(longer_than=SOON if self._is_stuck(senders) else POLL)
+        if found:
+            self.prefetch = 0
+        return found
+
+    def _is_stuck(self, senders: int) -> bool:
+        """Tell whether every sender has been busy with the same delivery for a while."""
+        before = self.monotonic() - SOON
+        sent = [one.sent_at for one in list(self.claimed.values()) if one.sent_at is not None]
+        return sum(at < before for at in sent) >= senders
+
+    # -- what runs in it
 
     @staticmethod
     def key(envelope: Envelope) -> Key:
         return envelope.id, envelope.lease
 
+    def start(self, envelope: Envelope) -> bool:
+        """Note that an attempt is about to begin here; return false if it runs here already."""
+        started = Running(envelope, self.monotonic())
+        return self.running.setdefault(self.key(envelope), started) is started
+
+    def forget(self, envelope: Envelope) -> None:
+        """Note that the attempt did not begin here."""
+        self.running.pop(self.key(envelope), None)
+
+    def finish(self, envelope: Envelope, verdict: Verdict) -> None:
+        """Note that the attempt is over, whatever became of it."""
+        if not verdict.is_recorded:
+            self.finished[self.key(envelope)] = verdict
+        self.running.pop(self.key(envelope), None)
+
     def runs(self, envelope: Envelope) -> bool:
         """Tell whether this very attempt runs here."""
         return self.key(envelope) in self.running
 
-    def note_added(self, delivery_id: str) -> None:
-        """Note that what was to be added is in the table."""
-        held = self.held.get(delivery_id)
-        if held is not None:
-            held.since = time.monotonic()
+    def knows(self, envelope: Envelope) -> bool:
+        """Tell whether it holds, runs or awaits what this claim is of."""
+        known = envelope.id in self.claimed or envelope.id in self.awaited
+        return known or self.runs(envelope)
 
-    def has_in_hand(self, envelope: Envelope) -> bool:
-        """Tell whether somebody here holds or runs what this claim is of."""
-        return envelope.id in self.held or self.runs(envelope)
+    # -- what does not arrive
 
-    def ended_of(self, envelope: Envelope) -> Ended | None:
-        return self.ended.get(self.key(envelope))
+    def parked_kinds(self, now: float) -> Set[tuple[str, str]]:
+        """Return the (task, receiver) that are left alone now."""
+        self.parked = {kind: until for kind, until in self.parked.items() if until > now}
+        return self.parked.keys()
 
-    def abandon(self) -> None:
-        """In a forked child: let go of the lifeline, which is its parent's."""
-        if "lifeline" in self.__dict__:
-            self.liveness.abandon()
+    def pause_of(self, envelope: Envelope) -> float:
+        """Return the seconds that a delivery waits which did not arrive: longer each time.
+
+        So the next to go ahead is another one, and no delivery keeps all the others waiting.
+        """
+        if len(self._pauses) >= _REMEMBERED:
+            self._pauses.clear()
+        pause = min(max(2 * self._pauses.get(envelope.id, 0.0), _FIRST_PAUSE), _LONGEST_PAUSE)
+        self._pauses[envelope.id] = pause
+        return pause
+
+    def note_arrival(self, envelope: Envelope) -> None:
+        self.breaker.reset()
+        self._pauses.pop(envelope.id, None)
+
+    def close(self) -> None:
+        """Close the lock in a forked child: it is its parent's."""
+        if "liveness" in self.__dict__:
+            self.liveness.close()

@@ -1,10 +1,10 @@
-"""Settling: writing down what became of an attempt, by the rules of ``settlement``."""
+"""Settling: recording what became of an attempt, by the rules of ``outcomes``."""
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from random import uniform
 from typing import TYPE_CHECKING
@@ -12,22 +12,21 @@ from typing import TYPE_CHECKING
 from flask import Flask
 
 from ..config import Config
-from ..delivery import Addition, Terms
+from ..delivery import DeliveryState, Ending
 from ..envelope import Envelope, new_id
 from ..errors import OutboxUnavailable, TimedOut, TransportError
+from ..log import ids
 from ..receivers import options_of
 from ..signals import send_in_context, task_discarded, task_failed, task_retrying
-from ..state import state_of
+from ..state import Result, state_of
 from ..task import DISCARDED, AsyncTask
 from ..validation import LONGEST
 from ..verdict import Outcome, Verdict
-from .notes import Notes
 from .outcomes import CRASHED, Action, Rule, rule_for
+from .process import Process
 
 if TYPE_CHECKING:  # What SQLAlchemy is needed for is made elsewhere.
-    from ..outbox.ledger import Ledger
-
-Ending = Verdict | TransportError | None
+    from ..outbox.store import Store
 
 #: Seconds that a kind is left alone after a process said that it does not know it.
 _PARKED = 30.0
@@ -39,74 +38,70 @@ logger = logging.getLogger("async_hooks")
 
 
 class Settler:
-    """Settles for one process after another; ``notes`` are the current one's."""
+    """Records what becomes of the attempts that ``process`` has sent, or runs."""
 
-    def __init__(
-        self,
-        app: Flask,
-        config: Config,
-        ledger: Ledger,
-        notes: Callable[[], Notes],
-        monotonic: Callable[[], float],
-    ) -> None:
-        self._app = app
-        self._config = config
-        self._ledger = ledger
-        self._notes = notes
-        self._monotonic = monotonic
+    def __init__(self, app: Flask, config: Config, store: Store, process: Process) -> None:
+        self.app = app
+        self.config = config
+        self.store = store
+        self.process = process
 
-    def settle(self, envelope: Envelope, ending: Ending) -> bool:
-        """Settle, and wait as long as the outbox can't be written; false if it never could."""
-        notes, pause = self._notes(), 0.1
+    def settle(self, envelope: Envelope, result: Result) -> bool:
+        """Record, and wait as long as the outbox can't be written; false if it never could."""
+        process, pause = self.process, 0.1
         while True:
             try:
-                self.record(envelope, ending)
+                self.record(envelope, result)
                 return True
             except OutboxUnavailable as error:
-                if notes.ended.is_set():
-                    logger.error("What became of envelope %s is not written.", envelope.id)
+                if process.ended.is_set():
+                    what = "Delivery %s: outcome not recorded (outbox unavailable)."
+                    logger.error(what, envelope.id, extra=ids(envelope))
                     return False
-                notes.problem = str(error)
-                notes.ended.wait(pause * uniform(0.5, 1.5))  # noqa: S311
+                process.own_problem = str(error)
+                process.ended.wait(pause * uniform(0.5, 1.5))  # noqa: S311
                 pause = min(2 * pause, 2.0)
 
-    def record(self, envelope: Envelope, ending: Ending) -> None:
-        """Settle.
+    def record(self, envelope: Envelope, result: Result) -> None:
+        """Record what became of an attempt.
 
         :raises OutboxUnavailable: if that can't be written now.
         """
-        rule, error = rule_for(ending), in_words(ending)
-        if isinstance(ending, TransportError):
-            self._settle_unheard(envelope, rule, error, ending)
-        elif rule.action is Action.COMPLETE and isinstance(ending, Verdict):
-            self._arrived(envelope)
-            if not ending.is_recorded:
-                self._ledger.complete_alone(envelope)
-        elif rule.action is Action.WATCH:
+        rule = rule_for(result)
+        if isinstance(result, TransportError):
+            self._record_unanswered(envelope, rule, result)
+        elif result is None or rule.action is Action.WATCH:
             self._await(envelope)
+        else:
+            self._record_verdict(envelope, rule, result)
+
+    def _record_verdict(self, envelope: Envelope, rule: Rule, verdict: Verdict) -> None:
+        error = verdict.error or verdict.outcome
+        if rule.action is Action.COMPLETE:
+            self.process.note_arrival(envelope)
+            if not verdict.is_recorded:
+                self.store.record(envelope, Ending(DeliveryState.COMPLETED))
         elif rule.action is Action.PARK:
             kind = (envelope.task, envelope.receiver or "")
-            self._notes().parked[kind] = self._monotonic() + _PARKED
-            logger.warning("Envelope %s waits for code that knows it: %s", envelope.id, error)
-            self._ledger.give_back([envelope], begun=True)
+            self.process.parked[kind] = self.process.monotonic() + _PARKED
+            logger.warning("Delivery %s: parked: %s", envelope.id, error, extra=ids(envelope))
+            self.store.record(envelope, Ending(DeliveryState.AVAILABLE, unused=True))
         elif rule.action is Action.WAIT:
-            begun = isinstance(ending, Verdict) and ending.outcome not in _BEFORE
-            if not self._give_back(envelope, rule, error, begun=begun):
+            may_have_begun = verdict.outcome not in _BEFORE
+            if not self._send_again(envelope, rule, error, may_have_begun=may_have_begun):
                 self._await(envelope)
         else:
-            self._arrived(envelope)
-            self.fail(envelope, rule, error, ending.after if isinstance(ending, Verdict) else None)
+            self.process.note_arrival(envelope)
+            self.fail(envelope, rule, error, verdict.after)
 
-    def _settle_unheard(
-        self, envelope: Envelope, rule: Rule, error: str, ending: TransportError
-    ) -> None:
-        """Settle an attempt of which its endpoint said nothing."""
-        if self._give_back(envelope, rule, error, begun=False):
+    def _record_unanswered(self, envelope: Envelope, rule: Rule, problem: TransportError) -> None:
+        """Record an attempt of which its endpoint said nothing."""
+        if self._send_again(envelope, rule, str(problem), may_have_begun=False):
             return
-        if not isinstance(ending, TimedOut) and self._may_still_run(envelope):
+        if not isinstance(problem, TimedOut) and self._may_still_run(envelope):
             self._await(envelope)
         else:
-            self.fail(envelope, rule, error, failure=ending)
+            self.fail(envelope, rule, str(problem), failure=problem)
 
     def fail(
         self,
@@ -119,31 +114,43 @@ class Settler:
     ) -> None:
         """End an attempt that began and did not succeed: retried ``after`` seconds, or discarded.
 
-        ``failure`` is told where no endpoint has told it.
+        ``failure`` is reported where no endpoint has reported it.
         """
-        before = self._ledger.counters(envelope)
+        before = self.store.counters(envelope)
         if before is None:  # Another attempt has taken its place; this one does not count.
             return
-        failures, crashes = before
-        crashed = rule.action is Action.AT_ONCE
+        crashes = int(rule.action is Action.AT_ONCE)
+        counters = (before[0] + 1 - crashes, before[1] + crashes)
         # Decided out of the transaction: it asks the task, and the fence keeps the answer true.
-        run_at = self._again_at(envelope, rule, after, failures + (not crashed), crashes + crashed)
-        error = str(state_of(self._app).redact(error))
-        if not self._ledger.fail(
-            envelope,
-            error,
-            run_at,
-            crashed=crashed,
-            on_discard=lambda discarded: self._on_discard(discarded, error),
-        ):
+        run_at = self._again_at(envelope, rule, after, *counters)
+        error = str(state_of(self.app).redact(error))
+        ending = Ending(
+            DeliveryState.AVAILABLE if run_at is not None else DeliveryState.DISCARDED,
+            run_at=run_at,
+            error=error,
+            failures=1 - crashes,
+            crashes=crashes,
+            additions=[] if run_at is not None else self._on_discard(envelope, error),
+        )
+        if not self.store.record(envelope, ending):
             return
         if failure is not None:
-            send_in_context(task_failed, self._app, envelope=envelope, exception=failure)
+            send_in_context(task_failed, self.app, envelope=envelope, exception=failure)
         if run_at is None:
-            send_in_context(task_discarded, self._app, envelope=envelope, error=error)
+            send_in_context(task_discarded, self.app, envelope=envelope, error=error)
         else:
             again_at = datetime.fromtimestamp(run_at, UTC)
-            send_in_context(task_retrying, self._app, envelope=envelope, run_at=again_at)
+            send_in_context(task_retrying, self.app, envelope=envelope, run_at=again_at)
+
+    def release(self, envelopes: Sequence[Envelope]) -> None:
+        """Let others have what is claimed, and no sender has taken."""
+        for envelope in envelopes:
+            self.process.drop(envelope)
+        try:
+            if envelopes:
+                self.store.release(envelopes)
+        except OutboxUnavailable as error:
+            logger.warning("Claimed deliveries are released later: %s", error)
 
     def record_crash(self, envelope: Envelope) -> None:
         """Count the death of the process that ran ``envelope``."""
@@ -153,58 +160,65 @@ class Settler:
     def _again_at(
         self, envelope: Envelope, rule: Rule, after: float | None, failures: int, crashes: int
     ) -> float | None:
-        """Return when to try again after so many failures and crashes; None to discard."""
-        now = self._ledger.now()
+        """Return when to try again after ``failures`` and ``crashes``; None to discard."""
+        now = self.store.now()
         if envelope.receiver == DISCARDED or rule.action is Action.DISCARD:
             return None
         if rule.action is Action.AT_ONCE:
-            return now if crashes < self._config.max_crashes else None
-        options = options_of(state_of(self._app), envelope)
+            return now if crashes < self.config.max_crashes else None
+        options = options_of(state_of(self.app), envelope)
         if failures >= options.max_attempts:
             return None
         wait = options.backoff(failures) if after is None else after
         return now + min(max(0.0, wait), LONGEST)
 
-    def _on_discard(self, envelope: Envelope, error: str) -> list[Addition]:
+    def _on_discard(self, envelope: Envelope, error: str) -> list[Envelope]:
         """Return what tells the task, in a run of its own, that its delivery is discarded."""
-        task = state_of(self._app).task_of(envelope)
+        task = state_of(self.app).task_of(envelope)
         if task is None or task.discarded is AsyncTask.discarded or envelope.receiver == DISCARDED:
             return []
-        body = json.dumps({"data": envelope.data, "error": error}, separators=(",", ":"))
-        told = envelope._replace(
-            id=new_id(), body=body, receiver=DISCARDED, parent_id=None, is_awaited=False
+        try:
+            body = json.dumps({"data": envelope.data, "error": error}, separators=(",", ":"))
+        except (ValueError, RecursionError):  # Its row was spoilt: nobody could be given its data.
+            return []
+        notice = envelope._replace(
+            id=new_id(),
+            body=body,
+            receiver=DISCARDED,
+            parent_id=None,
+            queue=task.queue,
+            unique_key=None,
+            ref=None,
+            is_awaited=False,
         )
-        return [Addition(told, Terms(task.queue))]
+        return [notice]
 
-    def _give_back(self, envelope: Envelope, rule: Rule, error: str, *, begun: bool) -> bool:
-        """Let it be sent again with nothing used up; false if it began, and not ``begun``."""
-        notes = self._notes()
-        after = notes.pause_of(envelope) if rule.slows else None
-        if not self._ledger.give_back([envelope], begun=begun, after=after):
-            return False
-        if rule.slows and notes.breaker.trip(error, self._monotonic()):
-            logger.warning("Envelope %s did not arrive, and waits: %s", envelope.id, error)
-        return True
-
-    def _arrived(self, envelope: Envelope) -> None:
-        self._notes().breaker.reset()
-        self._notes().forget_pause(envelope)
+    def _send_again(
+        self, envelope: Envelope, rule: Rule, error: str, *, may_have_begun: bool
+    ) -> bool:
+        """Let it be sent again with no attempt used; false if it began, and only then counts."""
+        process, store = self.process, self.store
+        after = process.pause_of(envelope) if rule.slows else None
+        if may_have_begun:
+            run_at = None if after is None else store.now() + after
+            ending = Ending(DeliveryState.AVAILABLE, run_at=run_at, unused=True)
+            is_released = store.record(envelope, ending)
+        else:
+            is_released = store.release([envelope], after=after) == 1
+        if is_released and rule.slows and process.breaker.trip(error, process.monotonic()):
+            what = "Delivery %s did not arrive, and waits: %s"
+            logger.warning(what, envelope.id, error, extra=ids(envelope))
+        return is_released
 
     def _await(self, envelope: Envelope) -> None:
         """Leave the attempt to the process that runs it, for as long as it may take."""
-        timeout = options_of(state_of(self._app), envelope).timeout
-        self._notes().awaited[envelope.id] = (envelope, self._monotonic() + timeout)
-        self._notes().notifier.ring()
+        timeout = options_of(state_of(self.app), envelope).timeout
+        self.process.awaited[envelope.id] = (envelope, self.process.monotonic() + timeout)
+        self.process.notifier.notify()
 
     def _may_still_run(self, envelope: Envelope) -> bool:
         """Tell whether the process that began with it is seen to live: its connection was cut."""
-        me, holder = self._ledger.me, self._ledger.holder(envelope)
-        if holder is None or holder == me.relay_id:
-            return me.runs(envelope)
-        return me.liveness.is_held(holder)
-
-
-def in_words(ending: Ending) -> str:
-    if isinstance(ending, Verdict):
-        return ending.error or ending.outcome
-    return "Nobody knows what became of it." if ending is None else str(ending)
+        holder = self.store.holder(envelope)
+        if holder is None or holder == self.process.id:
+            return self.process.runs(envelope)
+        return self.process.liveness.is_held(holder)

@@ -1,4 +1,4 @@
-"""Where the app listens, as its own server shows it: never as a client says."""
+"""Where the app listens: what its own server shows, never what a client says."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
-#: Seconds after which guesses that did not answer are tried again.
+from ..wsgi import is_served
+
+#: Seconds for which nothing is asked after no guess answered.
 _PATIENCE = 30.0
 
 
@@ -30,7 +32,7 @@ class Address:
         self._refuted_at = float("-inf")
 
     def observe(self, environ: Mapping[str, Any]) -> None:
-        """Learn from the environ of a request that a server passes in."""
+        """Learn the address from the environ of a request that a server passes in."""
         if self.url is not None or self._guesses:
             return
         # ProxyFix keeps what the server said before a client's headers were put in its place.
@@ -63,7 +65,7 @@ class Address:
         self.url = guess
 
     def refute(self) -> None:
-        """No guess answered as ours: leave it for a while, then let another request teach."""
+        """Forget the guesses, none of which answered as ours; another request shows others."""
         self._refuted_at = time.monotonic()
         self._guesses = []
 
@@ -72,7 +74,7 @@ def _listening(connection: socket.socket) -> str | None:
     """Return the base URL of the socket that accepted ``connection``."""
     try:
         name = connection.getsockname()
-    except OSError:  # The client has gone already; the next request will tell.
+    except OSError:  # The client has gone already; the next request will show it.
         return None
     if isinstance(name, tuple):
         host = f"[{name[0]}]" if ":" in name[0] else name[0]
@@ -83,11 +85,11 @@ def _listening(connection: socket.socket) -> str | None:
 
 
 def _port(environ: Mapping[str, Any], server: Mapping[str, Any]) -> str | None:
-    """Return what a server that shows no socket says of its port."""
-    if "SERVER_SOFTWARE" not in environ and "uwsgi.version" not in environ:
+    """Return the base URL by the port that a server without a visible socket names."""
+    if not is_served(environ):
         return None  # The test client.
     if any(key.startswith(("HTTP_X_FORWARDED", "HTTP_FORWARDED")) for key in environ):
-        return None  # waitress may have taken its port from there. The next request will tell.
+        return None  # waitress may have taken its port from there; the next request will show it.
     port = server.get("SERVER_PORT", "")
     return f"http://127.0.0.1:{port}" if port.isascii() and port.isdigit() else None
 

@@ -1,12 +1,13 @@
-"""What a client of the loopback is, and the words for what can happen to one.
+"""What a client of the loopback is, and the errors for what can happen to it.
 
 A client posts one body and returns the head of the answer. A thread owns its client, and so its
-connection; nobody else touches it. After any error, and after 1.5 seconds of idleness (gunicorn
+connection; no other thread touches it. After any error, and after 1.5 seconds of idleness (gunicorn
 closes after 2), the connection is dropped, so that no POST is ever repeated blindly.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -27,15 +28,13 @@ class Answer:
 
 
 class Client(Protocol):
-    def post(self, body: bytes, timeout: float) -> Answer:
+    def post(self, body: bytes, timeout: float, check: Callable[[], None]) -> Answer:
         """Post ``body`` and wait for the head of the answer, for up to ``timeout`` seconds.
+
+        ``check`` is called now and then while nothing comes; what it raises ends the wait.
 
         :raises TransportError: with ``unsent`` true if no byte of the request went out.
         """
-        ...
-
-    def cut(self) -> None:
-        """Break off what another thread posts, for good; it gets a TransportError."""
         ...
 
 
@@ -53,7 +52,7 @@ def timed_out(url: str, timeout: float) -> TimedOut:
 def broken(url: str, error: Exception) -> ConnectionBroken:
     return ConnectionBroken(
         f"The connection to {url!r} broke before a verdict came ({reason(error)}). "
-        "Did the worker die, or was the server stopped?"
+        "Did the worker die, was the server stopped, or does it limit the size of requests?"
     )
 
 

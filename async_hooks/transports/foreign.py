@@ -7,7 +7,7 @@ from .client import Answer
 
 _APP_ITSELF = "Set 'ASYNC_HOOKS_URL' to the app itself."
 
-#: By status: the kind of trouble, and the remedy.
+#: By status: the cause, and the remedy.
 _KNOWN = {
     403: ("proxy", f"A proxy or a firewall stands before the app. {_APP_ITSELF}"),
     404: ("another-app", "Another app listens there, or this one is mounted under a path."),

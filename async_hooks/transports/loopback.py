@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from flask import Flask
@@ -25,7 +27,7 @@ from ..errors import (
 from ..host.per_process import PerProcess
 from ..receivers import options_of
 from ..signing import VERDICT_HEADER
-from ..state import state_of
+from ..state import State, state_of
 from ..verdict import Verdict
 from .address import Address
 from .client import Client
@@ -44,18 +46,18 @@ class Loopback:
         self._config = config
         self._address = address
         self._threads = threading.local()
-        self._posts = PerProcess(_Posts)
-        self._shares_record = False
+        self._stopping = PerProcess(threading.Event)
+        #: Where the last verdict was given.
+        self._seen_host_id: str | None = None
 
     def send(self, envelope: Envelope) -> Verdict:
         """Post ``envelope`` and return the endpoint's verdict.
 
         :raises TransportError: if it can't be posted, or anything but our endpoint answers.
         """
-        url = self._address.url
-        if url is None:
-            url = self._confirm()
-        return self._post(url, envelope, options_of(state_of(self._app), envelope).timeout)
+        state = state_of(self._app)
+        url = self._address.url or self._confirm()
+        return self._post(state, url, envelope, options_of(state, envelope).timeout)
 
     def ping(self, url: str) -> Verdict:
         """Ask at ``url`` whether this app is there. It runs nothing.
@@ -65,52 +67,43 @@ class Loopback:
         :raises TransportError: as :meth:`send` does.
         """
         ping = Envelope(id=new_id(), task=PING, body="{}", origin=origin(self._app))
-        return self._post(url, ping, PING_TIMEOUT)
+        return self._post(state_of(self._app), url, ping, PING_TIMEOUT)
 
     def cancel_unstarted(self) -> None:
-        """Take back what is posted and not begun: a server that ends may never read it.
+        """Have each thread of this process take back what it posted and the endpoint never began.
 
-        From now on nothing is posted by this process, and ``send`` raises NotConsumed.
+        A server that ends may never read it. ``send`` raises NotConsumed then.
         """
-        posts = self._posts.get()
-        posts.is_ending = True
-        for post in list(posts.in_flight.values()):
-            if self._reclaim(post):
-                post.client.cut()
+        self._stopping[os.getpid()].set()
 
-    def _post(self, url: str, envelope: Envelope, timeout: float) -> Verdict:
-        state = state_of(self._app)
+    def _post(self, state: State, url: str, envelope: Envelope, timeout: float) -> Verdict:
         now = round(time.time(), 6)
-        post = _Post(envelope, state.signing.sign(envelope, now=now), now, self._client(url))
-        posts, me = self._posts.get(), threading.get_ident()
-        posts.in_flight[me] = post
+        post = _Post(envelope, state.signing.sign(envelope, now=now), now)
         try:
-            if posts.is_ending:
-                raise NotConsumed("The process ends.")
-            answer = post.client.post(post.token, timeout)
+            answer = self._client(url).post(post.token, timeout, lambda: self._check(post))
         except TransportError as error:
             if self._never_began(post, error):
                 raise NotConsumed(str(error)) from error
             raise
-        finally:
-            del posts.in_flight[me]
-        if post.was_reclaimed():
-            raise NotConsumed("It was taken back while the process ended.")
         text = answer.headers.get(VERDICT_HEADER.lower())
         verdict = state.signing.verify_verdict(post.token, text) if text is not None else None
         if verdict is None:
             raise explain_foreign_answer(url, answer)
-        self._shares_record = (
-            verdict.host_id is not None and verdict.host_id == state.replay_guard.host_id
-        )
+        self._seen_host_id = verdict.host_id
         return verdict
 
+    def _check(self, post: _Post) -> None:
+        """Try once to take ``post`` back if the process ends; what has begun stays begun."""
+        if not post.is_checked and self._stopping[os.getpid()].is_set():
+            post.is_checked = True
+            if self._reclaim(post):
+                raise NotConsumed("It was taken back while the process ended.")
+
     def _never_began(self, post: _Post, error: TransportError) -> bool:
-        if isinstance(error, Unreachable) and self._address.is_own:
-            return True
-        if isinstance(error, ConnectionBroken) and post.envelope.lease is None:
-            return self._reclaim(post)
-        return post.was_reclaimed()
+        if isinstance(error, Unreachable):
+            return self._address.is_own
+        is_broken = isinstance(error, ConnectionBroken)
+        return is_broken and post.envelope.lease is None and self._reclaim(post)
 
     def _reclaim(self, post: _Post) -> bool:
         """Consume ``post`` unless the endpoint has; return whether it now never will.
@@ -119,17 +112,16 @@ class Loopback:
         listens, or where the last verdict said so.
         """
         state = state_of(self._app)
-        replay_guard = state.replay_guard
-        with post.lock:
-            if post.is_reclaimed:
-                return True
-            if post.envelope.lease is not None and state.ledger is not None:
-                with suppress(OutboxUnavailable):
-                    post.is_reclaimed = state.ledger.give_back([post.envelope]) == 1
-            elif self._shares_record or self._address.is_own:
-                with suppress(TokenReplayed):
-                    post.is_reclaimed = replay_guard.take(post.token, post.issued_at)
-            return post.is_reclaimed
+        if post.envelope.lease is not None and state.store is not None:
+            with suppress(OutboxUnavailable):
+                return state.store.release([post.envelope]) == 1
+            return False
+        guard = state.replay_guard
+        is_shared = self._seen_host_id is not None and self._seen_host_id == guard.host_id
+        if is_shared or self._address.is_own:
+            with suppress(TokenReplayed):
+                return guard.consume(post.token, post.issued_at)
+        return False
 
     def _confirm(self) -> str:
         """Return the guessed address, once our own endpoint has answered a ping from there."""
@@ -148,36 +140,20 @@ class Loopback:
 
     def _client(self, url: str) -> Client:
         known: tuple[str, Client] | None = getattr(self._threads, "client", None)
-        if known is not None and known[0] == url:
-            return known[1]
-        client = client_for(f"{url}{self._config.url_prefix}/run", self._config)
-        self._threads.client = (url, client)
-        return client
+        if known is None or known[0] != url:
+            known = url, client_for(f"{url}{self._config.url_prefix}/run", self._config)
+            self._threads.client = known
+        return known[1]
 
 
+@dataclass(slots=True)
 class _Post:
-    """One POST under way. The lock is for who withdraws it: its own thread, or who recalls."""
+    """One POST under way. ``is_checked`` tells whether its thread tried to take it back."""
 
-    def __init__(self, envelope: Envelope, token: bytes, issued_at: float, client: Client) -> None:
-        self.envelope = envelope
-        self.token = token
-        self.issued_at = issued_at
-        self.client = client
-        self.lock = threading.Lock()
-        self.is_reclaimed = False
-
-    def was_reclaimed(self) -> bool:
-        # The endpoint can answer that it was, before who withdraws it has come to note it here.
-        with self.lock:
-            return self.is_reclaimed
-
-
-class _Posts:
-    """What one process has under way, by thread."""
-
-    def __init__(self) -> None:
-        self.in_flight: dict[int, _Post] = {}
-        self.is_ending = False
+    envelope: Envelope
+    token: bytes
+    issued_at: float
+    is_checked: bool = False
 
 
 def client_for(url: str, config: Config) -> Client:

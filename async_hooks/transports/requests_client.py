@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import io
 import socket
 import ssl
-import threading
 import time
-from contextlib import suppress
+from collections.abc import Callable
+from functools import partial
+from http.client import HTTPResponse
 from http.cookiejar import DefaultCookiePolicy
 from typing import Any
 
 import requests
 from requests.adapters import HTTPAdapter
-from urllib3.exceptions import NewConnectionError
+from urllib3.exceptions import ConnectTimeoutError, SSLError
 
 from ..config import Config
-from ..errors import Untrusted
+from ..errors import TransportError, Untrusted
 from ..signing import CONTENT_TYPE
 from .client import CONNECT_TIMEOUT, IDLE, Answer, broken, reason, timed_out, unreachable
+from .http_client import is_empty, receive
+
+#: Returns the next bytes of a connection, at most as many as asked for.
+Receive = Callable[[socket.socket, int], bytes]
 
 
 class RequestsClient:
@@ -34,22 +40,17 @@ class RequestsClient:
         self._session.auth = config.auth
         self._session.headers.update({"Content-Type": CONTENT_TYPE, **config.headers})
         self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
-        self._adapter = _Watched()
+        self._adapter = _Adapter()
         self._session.mount("http://", self._adapter)
         self._session.mount("https://", self._adapter)
         self._used_at = 0.0
 
-    def cut(self) -> None:
-        self._adapter.hang_up(for_good=True)
-
-    def post(self, body: bytes, timeout: float) -> Answer:
-        if time.monotonic() - self._used_at >= IDLE:
+    def post(self, body: bytes, timeout: float, check: Callable[[], None]) -> Answer:
+        now = time.monotonic()
+        if now - self._used_at >= IDLE:
             self._session.close()
-        started = time.monotonic()
-        # The timeouts of requests count from one byte to the next; this one counts them all.
-        watch = threading.Timer(timeout, self._adapter.hang_up)
-        watch.daemon = True
-        watch.start()
+        # Because the timeouts of requests count from one byte to the next; this counts them all.
+        self._adapter.receive = partial(receive, deadline=now + timeout, check=check)
         try:
             with self._session.post(
                 self._url,
@@ -59,74 +60,71 @@ class RequestsClient:
                 stream=True,
             ) as response:
                 headers = {name.lower(): value for name, value in response.headers.items()}
-                is_empty = response.status_code == 204 or headers.get("content-length") == "0"
-                if is_empty and "transfer-encoding" not in headers:
+                answer = Answer(response.status_code, headers)
+                if is_empty(answer):
                     response.content  # noqa: B018  # Read to its end, the connection is kept.
-                return Answer(response.status_code, headers)
+                return answer
         except requests.exceptions.ReadTimeout as error:
             raise timed_out(self._url, timeout) from error
-        except requests.exceptions.SSLError as error:
-            if not _is_untrusted(error):
-                raise broken(self._url, error) from error
-            raise Untrusted(
-                f"{self._url!r} is not trusted ({reason(error)}). Set 'ASYNC_HOOKS_VERIFY' to "
-                "the CA bundle that signed its certificate."
-            ) from error
-        except requests.exceptions.ConnectionError as error:
-            if _never_connected(error):
-                raise unreachable(self._url, error) from error
-            if time.monotonic() - started >= timeout:
-                raise timed_out(self._url, timeout) from error
-            raise broken(self._url, error) from error
         except requests.exceptions.RequestException as error:
-            raise broken(self._url, error) from error
+            raise _explained(self._url, error) from error
         finally:
-            watch.cancel()
             self._used_at = time.monotonic()
 
 
-class _Watched(HTTPAdapter):
-    """Knows its connection, so that what has no end can be ended from another thread."""
+class _Adapter(HTTPAdapter):
+    """Reads each answer as ``receive`` tells it to."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._connection: Any = None
-        self._is_cut = False
-
-    def send(self, *args: Any, **kwargs: Any) -> requests.Response:
-        if self._is_cut:
-            raise requests.exceptions.ConnectionError("cut")
-        return super().send(*args, **kwargs)
+    receive: Receive
 
     def get_connection_with_tls_context(self, *args: Any, **kwargs: Any) -> Any:
         pool: Any = super().get_connection_with_tls_context(*args, **kwargs)
-        make = type(pool).ConnectionCls
-
-        def remembered(*args: Any, **kwargs: Any) -> Any:
-            self._connection = make(*args, **kwargs)
-            return self._connection
-
-        pool.ConnectionCls = remembered
+        pool.ConnectionCls = partial(self._connection, type(pool).ConnectionCls)
         return pool
 
-    def hang_up(self, *, for_good: bool = False) -> None:
-        self._is_cut = self._is_cut or for_good
-        connected = getattr(self._connection, "sock", None)
-        if connected is not None:
-            with suppress(OSError):
-                socket.socket.shutdown(connected, socket.SHUT_RDWR)
+    def _connection(self, make: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        made = make(*args, **kwargs)
+        made.response_class = lambda connected, *args, **kwargs: HTTPResponse(
+            _Received(connected, self.receive),  # type: ignore[arg-type]
+            *args,
+            **kwargs,
+        )
+        return made
 
 
-def _is_untrusted(error: requests.exceptions.SSLError) -> bool:
-    """Tell whether the certificate was refused, and so nothing was sent."""
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, ssl.SSLCertVerificationError):
-        cause = cause.__cause__ or cause.__context__
-    return cause is not None
+class _Received(io.RawIOBase):
+    """A connected socket as the file that http.client reads an answer from."""
 
+    def __init__(self, connected: socket.socket, receive: Receive) -> None:
+        self._connected = connected
+        self._receive = receive
+        # Because a server that closes has the socket closed before its answer is read to the end.
+        self._open = connected.makefile("rb", buffering=0)
 
-def _never_connected(error: requests.exceptions.ConnectionError) -> bool:
-    if isinstance(error, requests.exceptions.ConnectTimeout):
+    def makefile(self, mode: str) -> io.BufferedReader:
+        return io.BufferedReader(self)
+
+    def readable(self) -> bool:
         return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._receive(self._connected, len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        self._open.close()
+        super().close()
+
+
+def _explained(url: str, error: requests.exceptions.RequestException) -> TransportError:
+    """Return what ``error`` means: nothing was sent, where no connection was made or trusted."""
     cause = getattr(error.args[0] if error.args else None, "reason", None)
-    return isinstance(cause, NewConnectionError)
+    if isinstance(cause, ConnectTimeoutError):  # Which a refused connection is, too.
+        return unreachable(url, error)
+    if isinstance(cause, SSLError) and isinstance(cause.args[0], ssl.SSLCertVerificationError):
+        return Untrusted(
+            f"{url!r} is not trusted ({reason(error)}). Set 'ASYNC_HOOKS_VERIFY' to the CA bundle "
+            "that signed its certificate."
+        )
+    return broken(url, error)

@@ -193,8 +193,10 @@ def work_as_child(make_work: Callable[[], Work], pipe: int) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # Output is seen at once, also in a file.
             stream.reconfigure(line_buffering=True)
-    work = _load(make_work)
-    if work is None:
+    try:
+        work = make_work()
+    except BaseException as error:
+        _show(error)
         return Exit.MISCONFIGURED
 
     def end_soon(*_: object) -> None:
@@ -210,24 +212,21 @@ def work_as_child(make_work: Callable[[], Work], pipe: int) -> int:
     try:
         code = work.run()
     except OutboxUnavailable as error:
-        click.ClickException(one_line(error)).show()
+        _show(error)
         return Exit.FAILED
     if work.is_overdue:  # The interpreter's own exit would wait for it once more.
         _leave(code)
     return code
 
 
-def _load(make_work: Callable[[], Work]) -> Work | None:
-    """Load the app; return its work, or None after printing why there is none."""
-    try:
-        return make_work()
-    except click.ClickException as error:
+def _show(error: BaseException) -> None:
+    """Say why there is no work: in a line, if the error is made for that."""
+    if isinstance(error, AsyncHooksError):
+        error = click.ClickException(one_line(error))
+    if isinstance(error, click.ClickException):
         error.show()
-    except AsyncHooksError as error:
-        click.ClickException(one_line(error)).show()
-    except BaseException:
-        logger.exception("Worker: the app can't be loaded.")
-    return None
+    else:
+        logger.error("Worker: the app can't be loaded.", exc_info=error)
 
 
 def _leave(code: int) -> NoReturn:

@@ -12,22 +12,19 @@ from collections.abc import Sequence
 from dataclasses import replace
 from enum import IntEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from flask import Flask
 
-from ..envelope import Envelope
 from ..errors import ConfigError, OutboxRequired
+from ..host.per_process import PerProcess
 from ..receivers import options_of
-from ..relay.claims import POLL, Claims
-from ..relay.relay import Relay
+from ..relay.claims import OutboxRelay, Share
+from ..relay.process import POLL, Process
 from ..signals import send_in_context, worker_started, worker_stopped
 from ..state import KEY, State, state_of
 from ..transports.in_process import InProcess
 from ..validation import needs_outbox
-
-if TYPE_CHECKING:
-    from ..outbox.ledger import Ledger
 
 logger = logging.getLogger("async_hooks")
 
@@ -68,7 +65,7 @@ class Work:
 
     def __init__(self, app: Flask, options: Options) -> None:
         state = state_of(app)
-        if state.ledger is None:
+        if not isinstance(state.relay, OutboxRelay) or state.store is None:
             raise OutboxRequired(needs_outbox("The worker", repr(app.name)))
         if options.max_rss is not None and (taken := resident()) > options.max_rss:
             raise ConfigError(
@@ -77,31 +74,22 @@ class Work:
         self._app = app
         self._options = options
         self._over = threading.Event()
-        self._is_used_up = False
-        self._has_waited = False
+        self._is_used_up = self._has_waited = False
+        self._store = state.store
         config = replace(state.config, concurrency=options.concurrency, relay=True)
-        self._ledger: Ledger = state.ledger  # type: ignore[assignment]
-        in_process = InProcess(app)
-        self._claims = Claims(
+        share = Share(options.name, options.queues, options.quota, self._is_idle, self._accepts)
+        web, in_process = state.relay.source, InProcess(app)
+        process = PerProcess(lambda: Process(web.process.runtime_name), Process.close)
+        self._relay = OutboxRelay(
             app,
             config,
-            self._ledger,
-            take=self._take,
-            name=options.name,
-            queues=options.queues,
-            quota=options.quota,
-            idle=self._is_idle,
-        )
-        self._relay = _InOrder(
-            app,
-            config,
+            lambda: web.of_worker(config, process[os.getpid()], share),
             in_process,
             fallback=in_process,
             in_process=in_process,
             cancel_unstarted=lambda: None,
-            claims=self._claims,
         )
-        self._state: State = replace(state, relay=self._relay)
+        self._state: State = replace(state, relay=self._relay, process=process)
 
     def run(self) -> Exit:
         """Work until the end, and say which it was.
@@ -111,7 +99,7 @@ class Work:
         options, app = self._options, self._app
         app.extensions[KEY] = self._state
         if options.ends_by_itself:
-            self._ledger.paused()
+            self._store.paused()
         facts: dict[str, Any] = {"name": options.name, "queues": options.queues}
         send_in_context(worker_started, app, **facts)
         self._relay.start()
@@ -125,7 +113,7 @@ class Work:
         if is_stuck:
             logger.error("Worker %s: what runs does not end; a new process.", options.name)
         if options.once:
-            return Exit.FAILED if is_stuck or self._claims.has_failed else Exit.DONE
+            return Exit.FAILED if is_stuck or self._relay.source.has_failed else Exit.DONE
         return Exit.RESTART if is_stuck or self._is_used_up else Exit.DONE
 
     def end(self) -> None:
@@ -135,15 +123,15 @@ class Work:
     @property
     def is_overdue(self) -> bool:
         """Whether something still runs, that a stop did not wait for."""
-        return bool(self._ledger.me.running)
+        return bool(self._state.process[os.getpid()].running)
 
-    def _take(self, envelope: Envelope) -> None:
-        if self._options.fresh and self._has_waited:
-            self._claims.give_back([envelope])
-            self._is_used_up = True
-            self._over.set()
-        else:
-            self._relay.take(envelope)
+    def _accepts(self) -> bool:
+        """Tell whether this process may run what was claimed: with ``fresh``, not after a wait."""
+        if not (self._options.fresh and self._has_waited):
+            return True
+        self._is_used_up = True
+        self._over.set()
+        return False
 
     def _is_idle(self, is_used_up: bool) -> None:
         self._is_used_up = is_used_up
@@ -159,7 +147,7 @@ class Work:
 
     def _is_stuck(self) -> bool:
         """Tell whether every thread is busy with a run that was given up: none can be stopped."""
-        runs = list(self._ledger.me.running.values())
+        runs = list(self._state.process[os.getpid()].running.values())
         return len(runs) >= self._options.concurrency and all(
             time.monotonic() - since > options_of(self._state, envelope).timeout + 4 * POLL
             for envelope, since in runs
@@ -174,10 +162,3 @@ def resident() -> float:
         unit = 1 if sys.platform == "darwin" else 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
-
-
-class _InOrder(Relay):
-    """A worker's relay: what is launched in a run waits for its turn, in its own queue."""
-
-    def reserve(self, envelope: Envelope, queue: str) -> Envelope | None:
-        return None

@@ -34,7 +34,7 @@ def signing(key: str | bytes = KEY, *, audience: str = "tests.app") -> Signing:
     """Return what signs for an app called ``audience`` that has ``key``."""
     app = Flask("tests.app")
     app.secret_key = key
-    return Signing(app, audience)
+    return Signing(app, [audience])
 
 
 def visit(number: int) -> Envelope:

@@ -77,7 +77,7 @@ def other_release(folder: Path, token: bytes) -> int:
     app.secret_key = KEY
     hooks = AsyncHooks(app)
     make_task(hooks, "attack", name="t", run_action=lambda task, data: None)
-    assert state_of(app).signing.audience == "tests.app"
+    assert state_of(app).signing.audiences[0] == "tests.app"
     return (
         app.test_client()
         .post("/async-hooks/run", data=token, content_type=CONTENT_TYPE)

@@ -60,7 +60,7 @@ class TestUnsigned:
             (b"x" * 2**20, 401),
             (b"[" * 100_000, 401),
             (b'{"a":' * 100_000, 401),
-            (b'{"v":1,"v":1}', 401),
+            (b'{"v":2,"v":1}', 401),
             (b'{"iat":NaN}', 401),
             (b'{"iat":' + b"9" * 100_000 + b"}", 401),
             (b'"\\ud800"', 401),
@@ -194,7 +194,7 @@ class TestOfOthers:
     def test_a_session_cookie_is_no_token(self, target: Target) -> None:
         serializer = SecureCookieSessionInterface().get_signing_serializer(target.app)
         assert serializer is not None
-        claims = {"v": 1, "aud": "tests.app", "iat": time.time(), "id": "1", "task": "t"}
+        claims = {"v": 2, "aud": "tests.app", "iat": time.time(), "id": "1", "task": "t"}
         cookie = serializer.dumps(claims)
         target.refuses(str(cookie).encode(), 401)
 
@@ -270,14 +270,14 @@ class TestSignedNonsense:
             '{"a":' * 100_000,
             "not JSON",
             "\ud800".encode("utf-8", "surrogatepass").decode("latin-1"),
-            '{"v":1,"aud":"tests.app"}',
-            '{"v":1,"aud":"tests.app","iat":"now"}',
-            '{"v":1,"aud":"tests.app","iat":NaN,<rest>}',
-            '{"v":1,"aud":"tests.app","iat":[],<rest>}',
-            '{"v":1,"aud":"tests.app","iat":true,<rest>}',
-            '{"v":1,"aud":"tests.app","iat":' + "9" * 5000 + ",<rest>}",
-            '{"v":1,"aud":"tests.app","iat":<now>}',
-            '{"v":1,"aud":"tests.app","iat":<now>,<rest>,"origin":[]}',
+            '{"v":2,"aud":"tests.app"}',
+            '{"v":2,"aud":"tests.app","iat":"now"}',
+            '{"v":2,"aud":"tests.app","iat":NaN,<rest>}',
+            '{"v":2,"aud":"tests.app","iat":[],<rest>}',
+            '{"v":2,"aud":"tests.app","iat":true,<rest>}',
+            '{"v":2,"aud":"tests.app","iat":' + "9" * 5000 + ",<rest>}",
+            '{"v":2,"aud":"tests.app","iat":<now>}',
+            '{"v":2,"aud":"tests.app","iat":<now>,<rest>,"origin":[]}',
         ],
         ids=lambda payload: payload[:60],
     )
@@ -314,7 +314,7 @@ class TestImitations:
             "\\",
             '\\"',
             "}" * 100 + "." + "A" * 43,
-            '{"v":1,"aud":"tests.app","task":"os.system"}',
+            '{"v":2,"aud":"tests.app","task":"os.system"}',
             "async_hooks.ping",
             "\r\n\r\nPOST /async-hooks/run HTTP/1.1\r\n",
             "\ud800 lone",

@@ -22,7 +22,7 @@ from sqlalchemy import select
 
 from async_hooks import AsyncHooks, AsyncTask, current_envelope
 from async_hooks.context import current_run
-from async_hooks.outbox.ledger import Ledger
+from async_hooks.outbox.store import Store
 from async_hooks.relay.claims import Claims
 from async_hooks.signals import task_discarded, task_failed, task_rejected, task_succeeded
 from async_hooks.transports.http_client import LeanClient
@@ -174,7 +174,7 @@ def _late(number: int) -> Iterator[str]:
 
 
 def create_app() -> Flask:
-    wrap(Ledger, "add", before="before-add", after="after-add")
+    wrap(Store, "add", before="before-add", after="after-add")
     wrap(Loopback, "send", before="before-send")
     wrap(LeanClient, "_send", after="after-send")
     wrap(Claims, "settle", before="before-settle")

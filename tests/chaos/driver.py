@@ -85,7 +85,7 @@ class Chaos:
         self.workers += workers
 
         def are_at_work() -> bool:
-            alive = self.relays()
+            alive = self.processes()
             return all(alive.intersection(worker.children()) for worker in workers)
 
         wait_until(are_at_work, f"all workers' start: {workers[0].site.log[-3000:]}")
@@ -209,10 +209,10 @@ class Chaos:
         with self.engine.connect() as connection:
             return list(connection.execute(select(schema.deliveries)).all())
 
-    def relays(self) -> set[int]:
+    def processes(self) -> set[int]:
         """Return the pids of the processes that the table, if there is one, takes for alive."""
         with suppress(OperationalError), self.engine.connect() as connection:
-            return set(connection.execute(select(schema.relays.c.pid)).scalars())
+            return set(connection.execute(select(schema.processes.c.pid)).scalars())
         return set()
 
     def wait_quiet(self, bound: float = BOUND) -> float:

@@ -146,7 +146,10 @@ def _examine_launch(report: Report, launch: Launch, rows: list[Any], runs: list[
     report.lost += [f"lost: {what}: receiver {name} never ended" for name in missed]
 
 
-_SHOWN = ("id", "state", "receiver", "attempts", "crashes", "relay", "lease", "run_at", "error")
+_SHOWN = (
+    *("id", "state", "receiver", "attempts", "crashes"),
+    *("process_id", "lease", "run_at", "error"),
+)
 
 
 def _examine_runs(report: Report, chaos: Chaos, runs: list[Run], deadly: Collection[int]) -> None:

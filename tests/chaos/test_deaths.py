@@ -134,7 +134,7 @@ def test_what_a_process_launches_after_its_burial_is_not_stuck(tmp_path: Path) -
         servers = [scenario.serve(workers=1) for _ in range(2)]
         (pid,) = servers[0].children()
         with frozen(scenario, pid):
-            wait_until(lambda: pid not in scenario.relays(), "its burial")
+            wait_until(lambda: pid not in scenario.processes(), "its rescue")
         scenario.hold.touch()
         scenario.launch(servers[0], times=1)
         kill(scenario, pid)

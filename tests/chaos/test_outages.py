@@ -84,7 +84,7 @@ def test_a_locked_file_is_told_to_callers_and_doubles_nothing(tmp_path: Path) ->
             for _ in range(2):  # Each waits for as long as the outbox is patient.
                 assert scenario.launch(server) is Fate.MAYBE
                 assert scenario.last.status == 500
-        assert "could not be written" in server.site.log
+        assert "outcome not recorded" in server.site.log
         assert settled(scenario).duplicates == 0
 
 
@@ -123,7 +123,7 @@ def test_a_full_disk_is_told_to_callers_and_loses_nothing(tmp_path: Path) -> Non
         wait_until(lambda: scenario.launch(server) is Fate.MAYBE, "a refused launch")
         assert scenario.last.status == 500
         scenario.hold.unlink()
-        wait_until(lambda: "could not be written" in server.site.log, "a refused completion")
+        wait_until(lambda: "outcome not recorded" in server.site.log, "a refused completion")
         assert scenario.launch(server) is Fate.MAYBE
         filler.unlink()
         assert settled(scenario).duplicates == 0

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, delete, select
+from sqlalchemy import delete, select
 
-from async_hooks.delivery import Addition, Terms
+from async_hooks.delivery import Claim, DeliveryState, Ending
 from async_hooks.envelope import Envelope, new_id
-from async_hooks.outbox import queries as upkeep
-from async_hooks.outbox import store
-from async_hooks.outbox.database import Database, engine_for
-from async_hooks.outbox.queries import Orphan
-from async_hooks.outbox.schema import deliveries, pauses, relays
-from async_hooks.outbox.store import Hold
+from async_hooks.outbox.connections import Connection, Result
+from async_hooks.outbox.database import Database
+from async_hooks.outbox.engines import engine_for
+from async_hooks.outbox.processes import Orphan, Processes
+from async_hooks.outbox.queries import Queries
+from async_hooks.outbox.schema import deliveries, pauses, processes
+from async_hooks.outbox.store import Store
 from tests.support.databases import fresh_database
 from tests.support.waiting import wait_until
 
@@ -51,35 +52,189 @@ def envelope(**members: Any) -> Envelope:
     return made._replace(**members)
 
 
-class Outbox:
-    """The tables in one real database.
+class Within:
+    """A database whose transaction is open: what is done by it is committed with all else."""
 
-    ``by_statements`` says that what a single statement can do goes the short way, by the driver.
-    """
+    def __init__(self, connection: Connection, engine: Any) -> None:
+        self._connection = connection
+        self.engine = engine
+        self.dialect = engine.dialect.name
 
-    def __init__(self, kind: str, url: str, folder: Path, *, by_statements: bool = False) -> None:
+    def transaction(self, body: Callable[[Connection], T], **_: Any) -> T:
+        return body(self._connection)
+
+    read = transaction
+
+    def execute(self, statement: Any, values: Mapping[str, Any] | None = None, **_: Any) -> Result:
+        return self._connection.execute(statement, values)
+
+
+class Steps:
+    """The steps of a delivery's life, each a transaction of its own."""
+
+    def __init__(self, database: Any, audiences: Sequence[str] = ("shop",)) -> None:
+        self.now = NOW
+        self.database: Database = database
+        self.store = Store(database, audiences, now=lambda: self.now)
+        self.processes = Processes(database, audiences, lambda: self.now)
+        self.queries = Queries(database, audiences, lambda: self.now)
+
+    @contextmanager
+    def at(self, now: float) -> Iterator[None]:
+        """Let it be ``now`` in the block."""
+        before, self.now = self.now, now
+        try:
+            yield
+        finally:
+            self.now = before
+
+    def add(self, *envelopes: Envelope, now: float = NOW, **members: Any) -> dict[str, str]:
+        members["is_awaited"] = members.get("unique_key") is not None
+        with self.at(now):
+            return self.store.add([each._replace(**members) for each in envelopes])
+
+    def added(self, **members: Any) -> Envelope:
+        """Add an envelope, and return it."""
+        made = envelope()
+        assert self.add(made, **members) == {}
+        return made
+
+    def claim(
+        self,
+        limit: int = 100,
+        *,
+        process: str = "process",
+        kinds: Collection[tuple[str, str]] = KNOWN,
+        queues: Sequence[str] | None = None,
+        now: float = NOW,
+    ) -> list[Envelope]:
+        with self.at(now):
+            claimed, _ = self.store.claim(Claim(process, new_id()), kinds, limit, queues)
+        return claimed
+
+    def claimed(self, **members: Any) -> Envelope:
+        """Add an envelope, and return it as claimed."""
+        added = self.added(**members)
+        [found] = [each for each in self.claim() if each.id == added.id]
+        return found
+
+    def begun(self, **members: Any) -> Envelope:
+        """Add an envelope, and return it as its attempt has begun."""
+        found = self.claimed(**members)
+        assert self.begin(found)
+        return found
+
+    def split(self, parent: Envelope, *names: str) -> list[Envelope]:
+        """Complete ``parent`` with a child for each receiver; return them, claimed and begun."""
+        children = [parent.for_receiver(name) for name in names]
+        assert self.complete(parent, additions=children)
+        ids = [child.id for child in children]
+        found = {each.id: each for each in self.claim() if each.id in ids}
+        begun = [found[child_id] for child_id in ids]
+        assert all(self.begin(each) for each in begun)
+        return begun
+
+    def begin(
+        self, claimed: Envelope, *, process: str | None = "process", now: float = NOW
+    ) -> bool:
+        with self.at(now):
+            return self.store.begin(claimed, process)
+
+    def complete(
+        self,
+        running: Envelope,
+        *,
+        result: str | None = None,
+        additions: Sequence[Envelope] = (),
+        now: float = NOW,
+    ) -> bool:
+        ending = Ending(DeliveryState.COMPLETED, result=result, additions=additions)
+        with self.at(now):
+            return self.store.record(running, ending)
+
+    def release(self, claimed: Envelope, *, after: float | None = None) -> bool:
+        """Let what has not begun be claimed again."""
+        return self.store.release([claimed], after=after) == 1
+
+    def undo(self, running: Envelope, *, run_at: float | None = None) -> bool:
+        """Let what may have begun, and came to nothing, be claimed again."""
+        ending = Ending(DeliveryState.AVAILABLE, run_at=run_at, unused=True)
+        return self.store.record(running, ending)
+
+    def counters(self, running: Envelope) -> tuple[int, int] | None:
+        return self.store.counters(running)
+
+    def fail(
+        self,
+        running: Envelope,
+        run_at: float | None = None,
+        *,
+        error: str = "it failed",
+        crashed: bool = False,
+        now: float = NOW,
+    ) -> bool:
+        ending = Ending(
+            DeliveryState.DISCARDED if run_at is None else DeliveryState.AVAILABLE,
+            run_at=run_at,
+            error=error,
+            failures=int(not crashed),
+            crashes=int(crashed),
+        )
+        with self.at(now):
+            return self.store.record(running, ending)
+
+    def claimed_by(self, process: str) -> list[Orphan]:
+        return self.processes.claimed_by(process)
+
+    def rescue(self, process: str, *, now: float = NOW) -> None:
+        """Take over what a dead process held, as the living do."""
+        while orphans := self.claimed_by(process):
+            for orphan in orphans:
+                if orphan.has_begun:
+                    self.fail(orphan.envelope, now, crashed=True, error="it died")
+                else:
+                    self.release(orphan.envelope)
+        self.processes.deregister(process)
+
+    def retry(self, delivery_id: str, *, now: float = NOW) -> int:
+        with self.at(now):
+            return self.queries.retry_batch([delivery_id])
+
+    def cancel(self, delivery_id: str, *, now: float = NOW) -> bool:
+        with self.at(now):
+            return self.queries.cancel(delivery_id)
+
+    def purge(self, before: float = NOW + 1) -> int:
+        """Delete a batch of what finished ``before``."""
+        with self.at(before):
+            return self.queries.purge_batch(0)
+
+
+class Outbox(Steps):
+    """The tables in one real database; ``is_own`` says that the engine is ours, not an app's."""
+
+    def __init__(self, kind: str, url: str, folder: Path, *, is_own: bool = True) -> None:
         self.kind = kind
-        self.by_statements = by_statements
         self.url = url
         self.folder = folder
-        self.database = self.another(is_own=by_statements)
+        self.is_own = is_own
+        super().__init__(self.another())
 
     def another(self, **options: Any) -> Database:
         """Return the database as another process has it: with connections of its own."""
+        options = {"is_own": self.is_own, **options}
         return Database(lambda: engine_for(self.url, self.folder, synchronous="NORMAL"), **options)
 
     def clear(self) -> None:
         def body(connection: Connection) -> None:
-            for table in (deliveries, relays, pauses):
+            for table in (deliveries, processes, pauses):
                 connection.execute(delete(table))
 
-        self.database.write(body)
+        self.database.transaction(body)
 
     def rows(self) -> list[dict[str, Any]]:
         query = select(deliveries).order_by(deliveries.c.id)
-        return self.database.read(
-            lambda connection: [dict(row) for row in connection.execute(query).mappings()]
-        )
+        return [dict(row._asdict()) for row in self.database.execute(query).rows]
 
     def row(self, delivery_id: str) -> dict[str, Any]:
         [found] = [row for row in self.rows() if row["id"] == delivery_id]
@@ -92,155 +247,35 @@ class Outbox:
         found: str | None = self.row(delivery_id)["unique_key"]
         return found
 
-    # -- the steps
-
-    def add(
-        self, *envelopes: Envelope, hold: Hold | None = None, now: float = NOW, **terms: Any
-    ) -> dict[str, str]:
-        is_awaited = terms.get("unique_key") is not None
-        additions = [
-            Addition(each._replace(is_awaited=is_awaited), Terms(**terms)) for each in envelopes
-        ]
-        if self.by_statements and len(additions) == 1 and not is_awaited:
-            row = store.row_of(additions[0], now, hold)
-            insert = store.INSERT[self.database.engine.dialect.name]
-            self.database.change(insert, row, repeatable=True)
-            return {}
-        return self.database.write(lambda c: store.add(c, additions, now=now, hold=hold))
-
-    def added(self, **terms: Any) -> Envelope:
-        """Add an envelope, and return it."""
-        made = envelope()
-        assert self.add(made, **terms) == {}
-        return made
-
-    def claim(
-        self,
-        limit: int = 100,
-        *,
-        relay: str = "relay",
-        kinds: Collection[tuple[str, str]] = KNOWN,
-        queues: Sequence[str] | None = None,
-        now: float = NOW,
-    ) -> list[Envelope]:
-        hold = Hold(relay, new_id())
-        write = self.database.write_directly if self.by_statements else self.database.write
-        return write(
-            lambda c: store.claim(c, hold, kinds=kinds, limit=limit, now=now, queues=queues)
-        )
-
-    def claimed(self, **terms: Any) -> Envelope:
-        """Add an envelope, and return it as claimed."""
-        added = self.added(**terms)
-        [found] = [each for each in self.claim() if each.id == added.id]
-        return found
-
-    def begun(self, **terms: Any) -> Envelope:
-        """Add an envelope, and return it as its attempt has begun."""
-        found = self.claimed(**terms)
-        assert self.begin(found)
-        return found
-
-    def split(self, parent: Envelope, *names: str) -> list[Envelope]:
-        """Complete ``parent`` with a child for each receiver; return them, claimed and begun."""
-        children = [parent.for_receiver(name) for name in names]
-        assert self.complete(parent, additions=[Addition(each, Terms()) for each in children])
-        ids = [child.id for child in children]
-        found = {each.id: each for each in self.claim() if each.id in ids}
-        begun = [found[child_id] for child_id in ids]
-        assert all(self.begin(each) for each in begun)
-        return begun
-
-    def begin(self, held: Envelope, *, relay: str | None = "relay", now: float = NOW) -> bool:
-        if self.by_statements:
-            values = store.begun(held, relay=relay, now=now)
-            return self.database.change(store.BEGIN, values) == 1
-        return self.database.write(lambda c: store.begin(c, held, relay=relay, now=now))
-
-    def complete(
-        self,
-        held: Envelope,
-        *,
-        result: str | None = None,
-        additions: Collection[Addition] = (),
-        now: float = NOW,
-    ) -> bool:
-        if self.by_statements and store.is_simple(held, additions):
-            values = store.completed(held, result=result, now=now)
-            return self.database.change(store.COMPLETE, values) == 1
-        return self.database.write(
-            lambda c: store.complete(c, held, result=result, additions=additions, now=now)
-        )
-
-    def give_back(
-        self, held: Envelope, *, begun: bool = False, run_at: float | None = None
-    ) -> bool:
-        return self.database.write(lambda c: store.give_back(c, held, begun=begun, run_at=run_at))
-
-    def counters(self, held: Envelope) -> tuple[int, int] | None:
-        return self.database.read(lambda c: store.counters(c, held))
-
-    def fail(
-        self,
-        held: Envelope,
-        run_at: float | None = None,
-        *,
-        error: str = "it failed",
-        crashed: bool = False,
-        now: float = NOW,
-    ) -> bool:
-        return self.database.write(
-            lambda c: store.fail(c, held, error, run_at, crashed=crashed, now=now)
-        )
-
-    def claimed_by(self, relay: str) -> list[Orphan]:
-        return self.database.read(lambda c: upkeep.claimed_by(c, relay))
-
-    def bury(self, relay: str, *, now: float = NOW) -> None:
-        """Take over what a dead relay held, as the living do."""
-        while orphans := self.claimed_by(relay):
-            for orphan in orphans:
-                if orphan.has_begun:
-                    self.fail(orphan.envelope, now, crashed=True, error="it died")
-                else:
-                    self.give_back(orphan.envelope)
-        self.database.write(lambda c: upkeep.deregister(c, relay))
-
-    def retry(self, delivery_id: str, *, now: float = NOW) -> int:
-        return self.database.write(lambda c: upkeep.retry(c, delivery_id, now=now))
-
-    def cancel(self, delivery_id: str, *, now: float = NOW) -> bool:
-        return self.database.write(lambda c: upkeep.cancel(c, delivery_id, now=now))
-
-    def purge(self, before: float = NOW + 1) -> int:
-        return self.database.write(lambda c: upkeep.purge(c, before=before))
-
     # -- at the same time
 
-    def meanwhile(
-        self, first: Callable[[Connection], object], second: Callable[[Connection], T]
-    ) -> T:
+    def meanwhile(self, first: Callable[[Steps], object], second: Callable[[Steps], T]) -> T:
         """Run ``second`` in a thread while the transaction of ``first`` is open; return its result.
 
         ``first`` is committed once ``second`` waits for it, or is through.
         """
-        with ThreadPoolExecutor() as threads, self.database.engine.connect() as connection:
-            if self.kind == "sqlite":
-                connection.exec_driver_sql("BEGIN IMMEDIATE")
-            first(connection)
-            other = threads.submit(self.elsewhere, second)
-            every = _LOOKS if self.kind == "mariadb" else 0.005
-            wait_until(lambda: other.done() or self._somebody_waits(), every=every)
-            connection.commit()
-            return other.result(30)
+        with ThreadPoolExecutor() as threads:
+            other: list[Future[T]] = []
 
-    def elsewhere(self, body: Callable[[Connection], T]) -> T:
-        """Run ``body`` as another process does, that can wait."""
+            def body(connection: Connection) -> None:
+                first(self._within(connection))
+                other.append(threads.submit(self.elsewhere, second))
+                every = _LOOKS if self.kind == "mariadb" else 0.005
+                wait_until(lambda: other[0].done() or self._somebody_waits(), every=every)
+
+            self.database.transaction(body)
+            return other[0].result(30)
+
+    def elsewhere(self, body: Callable[[Steps], T]) -> T:
+        """Run ``body`` in one transaction as another process does, that can wait."""
         database = self.another(patience=20)
         try:
-            return database.write(body)
+            return database.transaction(lambda connection: body(self._within(connection)))
         finally:
             database.engine.dispose()
+
+    def _within(self, connection: Connection) -> Steps:
+        return Steps(Within(connection, self.database.engine))
 
     def _somebody_waits(self) -> bool:
         if self.kind == "sqlite":  # There, whoever comes second waits.
@@ -251,11 +286,11 @@ class Outbox:
 
 
 @contextmanager
-def an_outbox(kind: str, folder: Path, *, by_statements: bool = False) -> Iterator[Outbox]:
+def an_outbox(kind: str, folder: Path, *, is_own: bool = True) -> Iterator[Outbox]:
     """Give an outbox of ``kind`` with its tables made."""
     with fresh_database(kind, folder) as url:
-        made = Outbox(kind, url, folder, by_statements=by_statements)
-        made.database.migrate()
+        made = Outbox(kind, url, folder, is_own=is_own)
+        made.database.create()
         try:
             yield made
         finally:

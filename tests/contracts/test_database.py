@@ -14,32 +14,44 @@ from typing import Any
 
 import pytest
 from sqlalchemy import (
-    Connection,
+    Column,
     Engine,
+    Integer,
+    MetaData,
     NullPool,
+    Table,
     create_engine,
     event,
     exc,
     inspect,
+    select,
     text,
     update,
 )
 
-from async_hooks.delivery import Addition, Terms
 from async_hooks.errors import ConfigError, OutboxUnavailable
-from async_hooks.outbox import queries as upkeep
-from async_hooks.outbox import schema, store
-from async_hooks.outbox.database import Database, engine_for, is_busy
-from async_hooks.outbox.direct import KEPT
+from async_hooks.outbox import claiming, schema
+from async_hooks.outbox.connections import Connection
+from async_hooks.outbox.database import Database
+from async_hooks.outbox.engines import CONNECTIONS, engine_for, is_busy
+from async_hooks.outbox.queries import Queries
+from async_hooks.outbox.rows import INSERT, add, row_of
 from tests.contracts.outboxes import NOW, Outbox, an_outbox, envelope
 from tests.support.databases import KINDS, fresh_database
 
 SERVERS = [kind for kind in KINDS if kind != "sqlite"]
 
 
+@pytest.fixture(scope="module", params=[True, False], ids=["own", "app"])
+def is_own(request: pytest.FixtureRequest) -> bool:
+    found: bool = request.param
+    return found
+
+
 @pytest.fixture(scope="module", params=KINDS)
-def tables(request: pytest.FixtureRequest, tmp_path_factory: Any) -> Iterator[Outbox]:
-    with an_outbox(request.param, tmp_path_factory.mktemp(request.param)) as made:
+def tables(request: pytest.FixtureRequest, tmp_path_factory: Any, is_own: bool) -> Iterator[Outbox]:
+    folder = tmp_path_factory.mktemp(request.param)
+    with an_outbox(request.param, folder, is_own=is_own) as made:
         yield made
 
 
@@ -47,14 +59,6 @@ def tables(request: pytest.FixtureRequest, tmp_path_factory: Any) -> Iterator[Ou
 def outbox(tables: Outbox) -> Outbox:
     tables.clear()
     return tables
-
-
-@pytest.fixture
-def own(outbox: Outbox) -> Iterator[Outbox]:
-    """The same tables, on connections of the driver's."""
-    made = Outbox(outbox.kind, outbox.url, outbox.folder, by_statements=True)
-    yield made
-    made.database.engine.dispose()
 
 
 @pytest.fixture(params=KINDS)
@@ -66,81 +70,62 @@ def empty(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Outbox]:
         made.database.engine.dispose()
 
 
-def set_version(connection: Connection, version: int) -> None:
-    connection.execute(update(schema.version).values(version=version))
+def set_version(outbox: Outbox, version: int) -> None:
+    outbox.database.execute(update(schema.version).values(version=version))
 
 
 # -- tables
 
 
 def test_tables_are_made_once(empty: Outbox) -> None:
-    assert empty.database.migrate() == 0
+    assert empty.database.create()
     empty.added()
-    assert empty.database.migrate() == schema.VERSION
+    assert not empty.database.create()
     assert len(empty.rows()) == 1
 
 
 @pytest.mark.parametrize("empty", SERVERS, indirect=True)
 def test_missing_tables_are_told_with_what_makes_them(empty: Outbox) -> None:
-    with pytest.raises(OutboxUnavailable, match=r"missing\. Run: flask async-hooks init-db"):
+    with pytest.raises(
+        OutboxUnavailable, match=r"are missing in .*\. Run: flask async-hooks init-db"
+    ):
         empty.added()
     with pytest.raises(OutboxUnavailable, match="flask async-hooks init-db"):
         empty.rows()
-    empty.database.migrate()
+    empty.database.create()
     empty.added()  # Nobody has to be restarted.
 
 
 @pytest.mark.parametrize("empty", ["sqlite"], indirect=True)
 def test_sqlites_tables_are_made_at_first_use(empty: Outbox) -> None:
+    assert not empty.database.check()
     assert empty.rows() == []
+    assert empty.database.check()
 
 
-def test_newer_tables_are_refused(empty: Outbox) -> None:
-    empty.database.migrate()
-    empty.database.write(lambda c: set_version(c, schema.VERSION + 1))
-    newer = empty.another()
-    for use in (newer.migrate, lambda: newer.read(upkeep.counts)):
-        with pytest.raises(OutboxUnavailable, match=r"version 2; this code knows 1\. Update"):
+@pytest.mark.parametrize(
+    ("version", "remedy"), [(schema.VERSION + 1, "Update"), (1, "init-db --recreate")]
+)
+def test_tables_of_another_version_are_refused(empty: Outbox, version: int, remedy: str) -> None:
+    empty.database.create()
+    set_version(empty, version)
+    other = Queries(empty.another(), ["shop"], lambda: NOW)
+    where = empty.database.engine.url.database
+    for use in (other._database.create, other._database.check, other.counts):
+        with pytest.raises(OutboxUnavailable, match=rf"{where} have version {version}; .*{remedy}"):
             use()
-    newer.engine.dispose()
+    other._database.engine.dispose()
 
 
-@pytest.fixture
-def next_version(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Code whose tables have one column more."""
-
-    def step(connection: Connection) -> None:
-        connection.execute(text(f"ALTER TABLE {schema.deliveries.name} ADD COLUMN more INTEGER"))
-
-    monkeypatch.setattr(schema, "VERSION", 2)
-    monkeypatch.setattr(schema.check_version, "__kwdefaults__", {"at_least": 2})
-    monkeypatch.setattr(schema, "MIGRATIONS", {2: step})
-
-
-def test_older_tables_are_brought_up_to_date(empty: Outbox, request: pytest.FixtureRequest) -> None:
-    empty.database.migrate()
-    kept = empty.added()
-    request.getfixturevalue("next_version")
-    updated = empty.another()
-    assert updated.migrate() == 1
-    columns = inspect(updated.engine).get_columns(schema.deliveries.name)
-    assert "more" in [column["name"] for column in columns]
-    assert updated.read(schema.version_of) == 2
-    assert updated.migrate() == 2
-    assert empty.state(kept.id) == "available"
-    updated.engine.dispose()
-
-
-@pytest.mark.parametrize("empty", SERVERS, indirect=True)
-def test_older_tables_are_told_with_what_updates_them(
-    empty: Outbox, request: pytest.FixtureRequest
-) -> None:
-    empty.database.migrate()
-    request.getfixturevalue("next_version")
-    older = empty.another()
-    with pytest.raises(OutboxUnavailable, match=r"version 1, and this code needs 2\. Run: flask"):
-        older.read(upkeep.counts)
-    older.engine.dispose()
+def test_tables_of_another_version_are_made_anew_if_asked_for(empty: Outbox) -> None:
+    empty.database.create()
+    empty.added()
+    former = Table("async_hooks_relays", MetaData(), Column("id", Integer))
+    former.create(empty.database.engine)
+    set_version(empty, 1)
+    assert empty.database.create(recreate=True)
+    assert empty.rows() == []
+    assert not inspect(empty.database.engine).has_table("async_hooks_relays")
 
 
 # -- connections
@@ -183,29 +168,27 @@ def test_a_transaction_whose_connection_ends_before_its_commit_begins_again(
     tries: list[int] = []
 
     def body(connection: Connection) -> None:
-        added = envelope()
-        store.add(connection, [Addition(added, Terms())], now=NOW)
+        insert(connection)
         tries.append(1)
         if len(tries) == 1:
             kill_all(outbox)
-            connection.execute(text("SELECT 1"))
+        connection.execute(claiming._PAUSED, {"of": "shop"})
 
-    outbox.database.write(body)
-    assert len(tries) == 2
-    assert len(outbox.rows()) == 1
+    outbox.database.transaction(body)
+    assert (len(tries), len(outbox.rows())) == (2, 1)
 
 
 @pytest.mark.parametrize("tables", SERVERS, indirect=True)
 def test_a_single_statement_whose_connection_was_ended_is_repeated_only_if_it_may_be(
-    outbox: Outbox, own: Outbox
+    outbox: Outbox,
 ) -> None:
-    own.added()
+    outbox.added()
     kill_all(outbox)
-    claimed = own.claimed()  # To add twice is as good as once.
+    claimed = outbox.claimed()  # To add twice is as good as once.
     kill_all(outbox)
     with suppress(OutboxUnavailable):  # To begin is not: who asked learns that nobody knows.
-        own.begin(claimed)
-    own.begin(claimed)
+        outbox.begin(claimed)
+    outbox.begin(claimed)
     assert outbox.row(claimed.id)["attempts"] == 1
 
 
@@ -214,83 +197,65 @@ def test_a_single_statement_whose_connection_was_ended_is_repeated_only_if_it_ma
 def test_a_commit_whose_outcome_nobody_knows_is_repeated_only_if_it_may_be(
     outbox: Outbox, repeatable: bool
 ) -> None:
-    added, tries = envelope(), []
+    row, tries = a_row(), []
 
     def body(connection: Connection) -> None:
-        store.add(connection, [Addition(added, Terms())], now=NOW)
+        add(connection, [row])
         tries.append(1)
         if len(tries) == 1:
             kill_all(outbox)
 
     if repeatable:
-        outbox.database.write(body, repeatable=True)
+        outbox.database.transaction(body, repeatable=True)
         assert len(outbox.rows()) == 1
     else:
         with pytest.raises(OutboxUnavailable):
-            outbox.database.write(body)
+            outbox.database.transaction(body)
         assert len(tries) == 1
 
 
-def insert(outbox: Outbox, connection: Any) -> int:
-    row = store.row_of(Addition(envelope(), Terms()), NOW, None)
-    changed: int = connection.execute(
-        store.INSERT[outbox.database.engine.dialect.name], row
-    ).rowcount
-    return changed
+def a_row() -> dict[str, Any]:
+    return row_of(envelope(), audience="shop", now=NOW)
 
 
-@pytest.mark.parametrize("tables", SERVERS, indirect=True)
-@pytest.mark.parametrize("moment", ["before", "after"])
-def test_on_the_driver_too_only_what_was_not_committed_begins_again(
-    own: Outbox, moment: str
-) -> None:
-    tries: list[int] = []
-
-    def body(connection: Any) -> None:
-        tries.append(insert(own, connection))
-        if len(tries) == 1:
-            kill_all(own)
-        if moment == "before":
-            connection.execute(store._PAUSED)
-
-    if moment == "before":
-        own.database.write_directly(body)
-        assert (len(tries), len(own.rows())) == (2, 1)
-    else:
-        with pytest.raises(OutboxUnavailable):
-            own.database.write_directly(body)
-        assert len(tries) == 1
+def insert(connection: Connection) -> int:
+    return connection.execute(INSERT, a_row()).rowcount
 
 
-def test_on_the_driver_too_what_fails_is_undone(own: Outbox) -> None:
+def test_what_fails_is_undone(outbox: Outbox) -> None:
     class Stop(Exception):
         pass
 
-    def interrupted(connection: Any) -> None:
-        insert(own, connection)
+    def interrupted(connection: Connection) -> None:
+        insert(connection)
         raise Stop
 
-    def refused(connection: Any) -> None:
-        insert(own, connection)
+    def refused(connection: Connection) -> None:
+        insert(connection)
         connection.execute(text("SELECT nothing").columns())
 
     with pytest.raises(Stop):
-        own.database.write_directly(interrupted)
+        outbox.database.transaction(interrupted)
     with pytest.raises(OutboxUnavailable, match="nothing"):
-        own.database.write_directly(refused)
-    assert own.rows() == []
-    own.added()  # What is kept is sound.
+        outbox.database.transaction(refused)
+    assert outbox.rows() == []
+    outbox.added()  # What is kept is sound.
 
 
-def test_who_finds_no_connection_of_the_driver_free_takes_one_of_the_engine(own: Outbox) -> None:
-    def nested(depth: int) -> int:
-        if depth == 0:
-            return 0
-        return 1 + own.database.read_directly(lambda _: nested(depth - 1))
+def test_who_finds_no_connection_free_waits_for_one(tmp_path: Path) -> None:
+    with an_outbox("sqlite", tmp_path) as made:
+        database = made.another(patience=0.05)
 
-    assert nested(KEPT + 3) == KEPT + 3
-    direct: Any = own.database._direct
-    assert len(direct.get()._free) == KEPT
+        def nested(depth: int) -> int:
+            if depth == 0:
+                return 0
+            return 1 + database.read(lambda _: nested(depth - 1))
+
+        assert nested(CONNECTIONS) == CONNECTIONS
+        with pytest.raises(OutboxUnavailable, match="All connections are in use"):
+            nested(CONNECTIONS + 1)
+        assert nested(CONNECTIONS) == CONNECTIONS  # All came back.
+        database.engine.dispose()
 
 
 @pytest.mark.parametrize("tables", SERVERS, indirect=True)
@@ -300,10 +265,11 @@ def test_a_lock_that_could_not_be_had_means_busy(outbox: Outbox) -> None:
     engine = outbox.database.engine
     impatient = create_engine(outbox.url, poolclass=NullPool)
     with engine.connect() as first, impatient.connect() as second:
-        upkeep.cancel(first, added.id, now=NOW)
+        lock = select(schema.deliveries.c.id).where(schema.deliveries.c.id == added.id)
+        first.execute(lock.with_for_update())
         second.execute(text(at_once[outbox.kind]))
         with pytest.raises(exc.DBAPIError) as caught:
-            upkeep.cancel(second, added.id, now=NOW)
+            second.execute(lock.with_for_update())
         second.rollback()
         first.rollback()
     assert is_busy(caught.value)
@@ -314,8 +280,7 @@ def test_its_connections_are_closed_when_it_goes(outbox: Outbox) -> None:
 
     def use(database: Database) -> None:
         event.listen(database.engine, "close", lambda connection, _: closed.append(connection))
-        # Two: the engine's, and the driver's.
-        database.read(lambda _: database.read_directly(store.queue_heads))
+        database.read(lambda _: claiming.paused(database, ["shop"]))
 
     use(outbox.another(is_own=True))
     gc.collect()
@@ -328,7 +293,7 @@ def test_a_password_is_not_in_what_goes_wrong(tmp_path: Path) -> None:
         engine = engine_for(url, tmp_path, synchronous="NORMAL")
         database = Database(lambda engine=engine: engine, patience=0.0)  # type: ignore[misc]
         with pytest.raises(OutboxUnavailable) as caught:
-            database.read(upkeep.counts)
+            queries(database).counts()
         assert "secret" not in str(caught.value)
 
 
@@ -347,13 +312,17 @@ def sqlite(file: Path, patience: float) -> Database:
     return Database(engine, patience=patience)
 
 
+def queries(database: Database) -> Queries:
+    return Queries(database, ["shop"], lambda: NOW)
+
+
 def test_sqlites_files_are_nobody_elses_to_read(file: Path) -> None:
     before = os.umask(0)
     try:
         database = sqlite(file, 3)
         with database.engine.connect() as connection:
-            database.write(lambda c: upkeep.pause(c, "mail", now=NOW))
-            store.paused(connection)
+            queries(database).pause("mail")
+            connection.exec_driver_sql("SELECT * FROM async_hooks_pauses")
             modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in file.parent.iterdir()}
     finally:
         os.umask(before)
@@ -363,7 +332,7 @@ def test_sqlites_files_are_nobody_elses_to_read(file: Path) -> None:
 
 def test_a_write_waits_for_sqlites_other_writer(file: Path) -> None:
     database = sqlite(file, 30)
-    database.read(upkeep.counts)
+    queries(database).counts()
     waits = threading.Event()
     send_in_context = database._try
 
@@ -372,29 +341,27 @@ def test_a_write_waits_for_sqlites_other_writer(file: Path) -> None:
         return send_in_context(*args, **options)
 
     database._try = tried  # type: ignore[method-assign]
-    writing = threading.Thread(
-        target=lambda: database.write(lambda c: upkeep.pause(c, "mail", now=NOW))
-    )
+    writing = threading.Thread(target=lambda: queries(database).pause("mail"))
     with closing(sqlite3.connect(file, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         writing.start()
         assert waits.wait(20)
-        assert database.read(store.paused) == []  # Who reads does not wait.
+        assert queries(database).paused() == []  # Who reads does not wait.
         other.execute("ROLLBACK")
     writing.join(30)
-    assert database.read(store.paused) == ["mail"]
+    assert queries(database).paused() == ["mail"]
     database.engine.dispose()
 
 
 def test_a_write_that_waits_in_vain_says_so_and_nothing_is_kept(file: Path) -> None:
     database = sqlite(file, 0.02)
-    database.read(upkeep.counts)
+    queries(database).counts()
     with closing(sqlite3.connect(file, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(OutboxUnavailable, match="can't be used: database is locked"):
-            database.write(lambda c: upkeep.pause(c, "mail", now=NOW))
+            queries(database).pause("mail")
         other.execute("ROLLBACK")
-    assert database.read(store.paused) == []
+    assert queries(database).paused() == []
     database.engine.dispose()
 
 

@@ -116,7 +116,7 @@ def shop(
     yield made
     state = made.app.extensions["async_hooks"]
     state.relay.stop()
-    state.ledger.database.engine.dispose()
+    state.store.database.engine.dispose()
 
 
 #: Also one that does not bring back what became of it: what succeeds, succeeds with it as well.

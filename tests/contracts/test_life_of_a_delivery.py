@@ -21,21 +21,20 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from async_hooks.delivery import Addition, DeliveryState, Terms
+from async_hooks.delivery import DeliveryState
 from async_hooks.envelope import Envelope, new_id
-from async_hooks.outbox.store import Hold
 from tests.contracts.outboxes import NOW, Outbox, an_outbox, envelope
 
-RELAYS = st.integers(0, 2)
+PROCESSES = st.integers(0, 2)
 UNFINISHED = ("available", "executing")
 
 
 @dataclass
-class Claim:
-    """What one relay was given: it, and nobody else, may write of this attempt."""
+class Given:
+    """What one process has claimed: it, and nobody else, may write of this attempt."""
 
     envelope: Envelope
-    relay: str
+    process: str
     has_begun: bool = False
 
 
@@ -49,12 +48,12 @@ class Model:
     parent: Model | None = None
     children: list[Model] = field(default_factory=list)
     state: str = "available"
-    #: The attempts that began since it was new or retried and were not given back, and
-    #: whether each of them crashed.
-    begun: list[bool] = field(default_factory=list)
+    #: The attempts that began since it was new or retried and were not released, and whether
+    #: each of them crashed; None while it runs, and if it succeeded.
+    begun: list[bool | None] = field(default_factory=list)
     completions: int = 0
     finished_at: float | None = None
-    claim: Claim | None = None
+    claim: Given | None = None
 
     @property
     def order(self) -> tuple[float, str]:
@@ -66,7 +65,7 @@ class Model:
 
 
 class Life(RuleBasedStateMachine):
-    """Three relays, what they do to some deliveries, and how they die of it."""
+    """Three processes, what they do to some deliveries, and how they die of it."""
 
     outbox: Outbox
     deliveries = Bundle("deliveries")
@@ -78,7 +77,7 @@ class Life(RuleBasedStateMachine):
         self.now = NOW
         self.numbers = count(1)
         self.models: dict[str, Model] = {}
-        self.relays = [new_id() for _ in range(3)]
+        self.processes = [new_id() for _ in range(3)]
 
     # -- what happens
 
@@ -97,31 +96,35 @@ class Life(RuleBasedStateMachine):
         self.models[made.id] = Model(made, run_at, key)
         return made.id
 
-    @rule(targets=(deliveries, claims), relay=RELAYS)
-    def add_held(self, relay: int) -> Any:
-        """As a launch in a web process does; the id and the claim go to one bundle each."""
-        made, hold = self.new(), Hold(self.relays[relay], new_id())
-        assert self.outbox.add(made, now=self.now, hold=hold) == {}
-        claim = Claim(made._replace(lease=hold.lease), hold.relay)
-        self.models[made.id] = Model(made, self.now, state="executing", claim=claim)
-        return claim
+    @rule(targets=(deliveries, claims), process=PROCESSES)
+    def add_held(self, process: int) -> Any:
+        """Add and claim at once; the id and the claim go to one bundle each."""
+        made = self.new()
+        given = self.add_claimed(made, process)
+        self.models[made.id] = Model(made, self.now, state="executing", claim=given)
+        return given
+
+    def add_claimed(self, made: Envelope, process: int, **members: Any) -> Given:
+        """Add ``made``, in a queue of its own, and claim it."""
+        assert self.outbox.add(made, now=self.now, queue=made.id, **members) == {}
+        name = self.processes[process]
+        [claimed] = self.outbox.claim(1, process=name, queues=[made.id], now=self.now)
+        return Given(claimed, name)
 
     @precondition(lambda self: all(model.key != "family" for model in self.models.values()))
-    @rule(targets=(deliveries, claims), relay=RELAYS)
-    def fan_out(self, relay: int) -> Any:
+    @rule(targets=(deliveries, claims), process=PROCESSES)
+    def fan_out(self, process: int) -> Any:
         """A family whose parent has run, and whose first child is about to."""
-        parent, hold = self.new()._replace(is_awaited=True), Hold(self.relays[relay], new_id())
-        assert self.outbox.add(parent, now=self.now, hold=hold, unique_key="family") == {}
-        parent = parent._replace(lease=hold.lease)
+        given = self.add_claimed(self.new(), process, unique_key="family")
+        parent = given.envelope
         children = [parent.for_receiver(name) for name in ("one", "two")]
-        additions = [Addition(child, Terms()) for child in children]
         assert self.outbox.begin(parent, now=self.now)
-        assert self.outbox.complete(parent, additions=additions, now=self.now)
-        model = Model(parent, self.now, "family", state="completed", begun=[False])
+        assert self.outbox.complete(parent, additions=children, now=self.now)
+        model = Model(parent, self.now, "family", state="completed", begun=[None])
         model.completions, model.finished_at = 1, self.now
         model.children = [Model(child, self.now, parent=model) for child in children]
         self.models.update({each.first.id: each for each in (model, *model.children)})
-        return Claim(parent, hold.relay)
+        return given
 
     @precondition(lambda self: any(model.parent for model in self.models.values()))
     @rule(ends=st.lists(st.sampled_from(["completed", "discarded"]), min_size=1, max_size=3))
@@ -145,34 +148,35 @@ class Life(RuleBasedStateMachine):
         if model is not None and (model.key is None or model.is_unfinished):
             assert self.outbox.add(model.first, now=self.now) == {}
 
-    @rule(target=claims, relay=RELAYS, limit=st.integers(1, 3))
-    def claim(self, relay: int, limit: int) -> Any:
+    @rule(target=claims, process=PROCESSES, limit=st.integers(1, 3))
+    def claim(self, process: int, limit: int) -> Any:
         due = [m for m in self.models.values() if m.state == "available" and m.run_at <= self.now]
         expected = sorted(due, key=lambda model: model.order)[:limit]
-        name = self.relays[relay]
-        found = self.outbox.claim(limit, relay=name, now=self.now)
+        name = self.processes[process]
+        found = self.outbox.claim(limit, process=name, now=self.now)
         assert [each.id for each in found] == [model.first.id for model in expected]
         for model, each in zip(expected, found, strict=True):
             assert each.attempt == len(model.begun) + 1
-            model.state, model.claim = "executing", Claim(each, name)
+            model.state, model.claim = "executing", Given(each, name)
         return multiple(*(model.claim for model in expected))
 
-    @rule(claim=claims, executor=RELAYS)
-    def begin(self, claim: Claim, executor: int) -> None:
+    @rule(claim=claims, executor=PROCESSES)
+    def begin(self, claim: Given, executor: int) -> None:
         model = self.holder(claim)
         may = model is not None and not claim.has_begun
-        assert self.outbox.begin(claim.envelope, relay=self.relays[executor], now=self.now) is may
+        assert (
+            self.outbox.begin(claim.envelope, process=self.processes[executor], now=self.now) is may
+        )
         if model is not None and may:
-            claim.has_begun, claim.relay = True, self.relays[executor]
-            model.begun.append(False)
+            claim.has_begun, claim.process = True, self.processes[executor]
+            model.begun.append(None)
 
     @rule(target=deliveries, claim=claims, splits=st.booleans())
-    def complete(self, claim: Claim, splits: bool) -> Any:
+    def complete(self, claim: Given, splits: bool) -> Any:
         model = self.running(claim)
         splits = splits and claim.envelope.parent_id is None
         children = [claim.envelope.for_receiver(name) for name in ("one", "two") if splits]
-        additions = [Addition(child, Terms()) for child in children]
-        done = self.outbox.complete(claim.envelope, additions=additions, now=self.now)
+        done = self.outbox.complete(claim.envelope, additions=children, now=self.now)
         assert done is (model is not None)
         if model is None:
             return multiple()
@@ -186,7 +190,7 @@ class Life(RuleBasedStateMachine):
         return multiple(*(child.id for child in new))
 
     @rule(claim=claims, crashed=st.booleans(), delay=st.sampled_from([None, 0, 0, 10]))
-    def fail(self, claim: Claim, crashed: bool, delay: int | None) -> None:
+    def fail(self, claim: Given, crashed: bool, delay: int | None) -> None:
         model = self.running(claim)
         run_at = None if delay is None else self.now + delay
         failed = self.outbox.fail(claim.envelope, run_at, crashed=crashed, now=self.now)
@@ -201,22 +205,23 @@ class Life(RuleBasedStateMachine):
             self.free(model, self.now + delay)
 
     @rule(claim=claims, may_have_begun=st.booleans())
-    def give_back(self, claim: Claim, may_have_begun: bool) -> None:
+    def release(self, claim: Given, may_have_begun: bool) -> None:
         model = self.holder(claim)
         may = model is not None and (may_have_begun or not claim.has_begun)
-        assert self.outbox.give_back(claim.envelope, begun=may_have_begun) is may
+        let_go = self.outbox.undo if may_have_begun else self.outbox.release
+        assert let_go(claim.envelope) is may
         if model is not None and may:
             if claim.has_begun:
                 model.begun.pop()
             self.free(model, model.run_at)
 
-    @rule(relay=RELAYS)
-    def die(self, relay: int) -> None:
-        """The process of a relay is gone, and the others notice."""
-        name, self.relays[relay] = self.relays[relay], new_id()
-        self.outbox.bury(name, now=self.now)
+    @rule(process=PROCESSES)
+    def die(self, process: int) -> None:
+        """A process is gone, and the others notice."""
+        name, self.processes[process] = self.processes[process], new_id()
+        self.outbox.rescue(name, now=self.now)
         for model in self.models.values():
-            if model.claim is not None and model.claim.relay == name:
+            if model.claim is not None and model.claim.process == name:
                 if model.claim.has_begun:
                     model.begun[-1] = True
                     self.free(model, self.now)
@@ -265,17 +270,17 @@ class Life(RuleBasedStateMachine):
 
     @precondition(lambda self: self.models)
     @rule(claim=claims)
-    def come_back(self, claim: Claim) -> None:
+    def come_back(self, claim: Given) -> None:
         """Whoever lost a claim writes all that it can, and changes nothing."""
         if self.holder(claim) is not None:
             return
         before, stale = self.outbox.rows(), claim.envelope
-        child = Addition(stale.for_receiver("late"), Terms())
-        assert not self.outbox.begin(stale, relay=self.relays[0], now=self.now)
+        child = stale.for_receiver("late")
+        assert not self.outbox.begin(stale, process=self.processes[0], now=self.now)
         assert not self.outbox.complete(stale, result="0", additions=[child], now=self.now)
         assert not self.outbox.fail(stale, crashed=True, now=self.now)
         assert not self.outbox.fail(stale, self.now, now=self.now)
-        assert not self.outbox.give_back(stale, begun=True, run_at=self.now)
+        assert not self.outbox.undo(stale, run_at=self.now)
         assert self.outbox.rows() == before
 
     # -- what always holds
@@ -289,7 +294,8 @@ class Life(RuleBasedStateMachine):
             assert row["state"] in set(DeliveryState)
             assert (row["state"], row["run_at"]) == (model.state, model.run_at)
             assert row["attempts"] == len(model.begun)
-            assert row["crashes"] == sum(model.begun)
+            assert row["crashes"] == model.begun.count(True)
+            assert row["failures"] == model.begun.count(False)
             assert row["finished_at"] == model.finished_at
             assert row["unique_key"] == model.key
 
@@ -297,15 +303,15 @@ class Life(RuleBasedStateMachine):
     def only_what_executes_has_a_holder(self) -> None:
         for row in self.outbox.rows():
             claim = self.models[row["id"]].claim
-            holder = (claim.relay, claim.envelope.lease) if claim is not None else (None, None)
-            assert (row["relay"], row["lease"]) == holder
+            holder = (claim.process, claim.envelope.lease) if claim is not None else (None, None)
+            assert (row["process_id"], row["lease"]) == holder
             assert (row["state"] == "executing") is (claim is not None)
 
     @invariant()
-    def what_a_relay_holds_is_found_as_it_is(self) -> None:
-        for relay in self.relays:
-            found = {each.envelope.id: each.has_begun for each in self.outbox.claimed_by(relay)}
-            held = [m for m in self.models.values() if m.claim and m.claim.relay == relay]
+    def what_a_process_holds_is_found_as_it_is(self) -> None:
+        for process in self.processes:
+            found = {each.envelope.id: each.has_begun for each in self.outbox.claimed_by(process)}
+            held = [m for m in self.models.values() if m.claim and m.claim.process == process]
             assert found == {m.first.id: bool(m.claim and m.claim.has_begun) for m in held}
 
     @invariant()
@@ -321,17 +327,17 @@ class Life(RuleBasedStateMachine):
 
     @staticmethod
     def id_of(delivery: Any) -> str:
-        return delivery.envelope.id if isinstance(delivery, Claim) else str(delivery)
+        return delivery.envelope.id if isinstance(delivery, Given) else str(delivery)
 
     def model(self, delivery: Any) -> Model | None:
         return self.models.get(self.id_of(delivery))
 
-    def holder(self, claim: Claim) -> Model | None:
+    def holder(self, claim: Given) -> Model | None:
         """Return the delivery that ``claim`` still holds."""
         model = self.models.get(claim.envelope.id)
         return model if model is not None and model.claim is claim else None
 
-    def running(self, claim: Claim) -> Model | None:
+    def running(self, claim: Given) -> Model | None:
         return self.holder(claim) if claim.has_begun else None
 
     def free(self, model: Model, run_at: float) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from async_hooks.outbox import queries as upkeep
-from async_hooks.outbox import store
+from async_hooks.outbox import attempts, audiences, claiming
+from async_hooks.outbox.connections import compiled
 from async_hooks.outbox.schema import deliveries
 from tests.contracts.outboxes import KNOWN, Outbox, an_outbox
 
@@ -27,29 +27,48 @@ def outbox(tmp_path_factory: Any) -> Iterator[Outbox]:
 @pytest.mark.parametrize(
     ("statement", "search"),
     [
-        (store._FIRST_LANE, "async_hooks_due (state=?)"),
-        (store._NEXT_IN_QUEUE, "async_hooks_due (state=? AND queue=? AND priority>?)"),
-        (store._NEXT_QUEUE, "async_hooks_due (state=? AND queue>?)"),
+        (claiming._FIRST_HEAD, "async_hooks_due (audience=? AND state=?)"),
         (
-            store._select_due(frozenset(KNOWN)),
-            "async_hooks_due (state=? AND queue=? AND priority=? AND run_at<?)",
+            claiming._NEXT_IN_QUEUE,
+            "async_hooks_due (audience=? AND state=? AND queue=? AND priority>?)",
         ),
+        (claiming._NEXT_QUEUE, "async_hooks_due (audience=? AND state=? AND queue>?)"),
         (
-            select(_d.id).where(upkeep._is_old(0)).order_by(_d.finished_at),
-            "async_hooks_finished (finished_at<?)",
+            claiming._select_due(frozenset(KNOWN)),
+            "async_hooks_due (audience=? AND state=? AND queue=? AND priority=? AND run_at<?)",
         ),
-        (
-            select(_d.id).order_by(_d.created_at.desc(), _d.id.desc()),
-            "async_hooks_created",
-        ),
+        (audiences._NEXT, "async_hooks_newest (audience>?)"),
+        (attempts._UNFINISHED_CHILD, "async_hooks_children (parent_id=? AND state=?)"),
     ],
-    ids=["first lane", "next priority", "next queue", "due", "old", "newest"],
+    ids=["first head", "next priority", "next queue", "due", "next audience", "children"],
 )
 def test_it_is_found_by_a_seek(outbox: Outbox, statement: Any, search: str) -> None:
+    assert_seeks(plan_of(outbox, text_of(outbox, statement)), search)
+
+
+def test_what_is_old_is_found_by_a_seek(outbox: Outbox) -> None:
+    old = select(_d.id).where(outbox.queries._finished(0))
+    sql = text_of(outbox, old.order_by(_d.finished_at))
+    assert_seeks(plan_of(outbox, sql), "async_hooks_finished (audience=? AND finished_at<?)")
+
+
+def test_the_newest_are_read_in_the_order_of_their_ids(outbox: Outbox) -> None:
+    newest = select(deliveries).where(outbox.queries._is_ours()).order_by(_d.id.desc()).limit(50)
+    sql = text_of(outbox, newest)
+    assert_seeks(plan_of(outbox, sql), "async_hooks_newest (audience=?)")
+
+
+def text_of(outbox: Outbox, statement: Any) -> str:
+    return compiled(statement, outbox.database.engine.dialect).sql
+
+
+def plan_of(outbox: Outbox, sql: str) -> list[str]:
     with outbox.database.engine.connect() as connection:
-        compiled = statement.compile(connection)
-        values = (0,) * len(compiled.positiontup)
-        plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {compiled}", values).all()
-    told = [row.detail for row in plan]
-    assert any(search in step for step in told), told
-    assert not any("TEMP B-TREE" in step for step in told), told
+        values = (0,) * sql.count("?")
+        plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {sql}", values).all()
+    return [row.detail for row in plan]
+
+
+def assert_seeks(plan: list[str], search: str) -> None:
+    assert any(search in step for step in plan), plan
+    assert not any("TEMP B-TREE" in step for step in plan), plan

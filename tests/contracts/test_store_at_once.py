@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, create_engine
+from sqlalchemy import create_engine, func, select
 
-from async_hooks.delivery import Addition, Terms
-from async_hooks.envelope import Envelope, new_id
-from async_hooks.outbox import queries as upkeep
-from async_hooks.outbox import store
+from async_hooks.envelope import Envelope
+from async_hooks.outbox import queries
 from async_hooks.outbox.database import Database
-from async_hooks.outbox.store import Hold
-from tests.contracts.outboxes import KNOWN, NOW, Outbox, an_outbox, envelope, together
+from async_hooks.outbox.schema import deliveries
+from tests.contracts.outboxes import NOW, Outbox, Steps, Within, an_outbox, envelope, together
 from tests.support.databases import KINDS
 
 SERVERS = [kind for kind in KINDS if kind != "sqlite"]
 
-Step = Callable[[Connection, Envelope], object]
+Step = Callable[[Steps, Envelope], object]
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -34,23 +33,23 @@ def outbox(tables: Outbox) -> Outbox:
     return tables
 
 
-def complete(connection: Connection, held: Envelope) -> object:
-    return store.complete(connection, held, result=None, now=NOW)
+def complete(steps: Steps, running: Envelope) -> object:
+    return steps.complete(running)
 
 
-def discard(connection: Connection, held: Envelope) -> object:
-    return store.fail(connection, held, "no", None, now=NOW)
+def discard(steps: Steps, running: Envelope) -> object:
+    return steps.fail(running)
 
 
-def cancel(connection: Connection, held: Envelope) -> object:
-    return upkeep.cancel(connection, held.id, now=NOW)
+def cancel(steps: Steps, running: Envelope) -> object:
+    return steps.cancel(running.id)
 
 
 # -- claiming
 
 
 @pytest.mark.parametrize("relays", [2, 8])
-@pytest.mark.parametrize("is_own", [False, True], ids=["engine", "driver"])
+@pytest.mark.parametrize("is_own", [False, True], ids=["app", "own"])
 def test_each_row_is_claimed_by_one_and_none_is_left(
     outbox: Outbox, relays: int, is_own: bool
 ) -> None:
@@ -59,14 +58,11 @@ def test_each_row_is_claimed_by_one_and_none_is_left(
 
     def claiming() -> list[Envelope]:
         claimed: list[Envelope] = []
-        own = outbox.another(patience=30, is_own=is_own)
-        hold = Hold(new_id(), new_id())
+        own = Steps(outbox.another(patience=30, is_own=is_own))
         # What others have locked just now is skipped: an empty claim is not yet the end.
-        while outbox.database.read(lambda c: upkeep.count(c, ["available"])):
-            claimed += own.write_directly(
-                lambda c: store.claim(c, hold, kinds=KNOWN, limit=7, now=NOW)
-            )
-        own.engine.dispose()
+        while outbox.queries.count(["available"]):
+            claimed += own.claim(7)
+        own.database.engine.dispose()
         return claimed
 
     claimed = [each for found in together(*[claiming] * relays) for each in found]
@@ -79,10 +75,8 @@ def test_each_row_is_claimed_by_one_and_none_is_left(
 def test_a_claim_passes_by_what_another_is_claiming(outbox: Outbox) -> None:
     first, second = outbox.added(), outbox.added()
 
-    def claim_one(connection: Connection) -> list[str]:
-        hold = Hold(new_id(), new_id())
-        found = store.claim(connection, hold, kinds=KNOWN, limit=1, now=NOW)
-        return [each.id for each in found]
+    def claim_one(steps: Steps) -> list[str]:
+        return [each.id for each in steps.claim(1)]
 
     assert outbox.meanwhile(claim_one, claim_one) == [second.id]
     assert outbox.claim() == []
@@ -92,12 +86,10 @@ def test_a_claim_passes_by_what_another_is_claiming(outbox: Outbox) -> None:
 def test_what_is_cancelled_while_it_is_claimed_stays_cancelled(outbox: Outbox) -> None:
     added = outbox.added()
 
-    def claim_it(connection: Connection) -> object:
-        return store.claim(connection, Hold("relay", "lease"), kinds=KNOWN, limit=1, now=NOW)
-
-    outbox.meanwhile(claim_it, lambda c: cancel(c, added))
+    claimed: list[Envelope] = []
+    outbox.meanwhile(lambda steps: claimed.extend(steps.claim(1)), lambda c: cancel(c, added))
     assert outbox.state(added.id) == "cancelled"
-    assert not outbox.begin(added._replace(lease="lease"))
+    assert not outbox.begin(claimed[0])
 
 
 # -- an attempt
@@ -120,7 +112,7 @@ def test_of_many_who_begin_an_attempt_one_does(outbox: Outbox) -> None:
 
 def test_of_many_who_complete_an_attempt_one_does(outbox: Outbox) -> None:
     running = outbox.begun()
-    child = Addition(running.for_receiver("one"), Terms())
+    child = running.for_receiver("one")
     done = together(*[lambda: outbox.complete(running, additions=[child])] * 8)
     assert sorted(done) == [False] * 7 + [True]
     assert len(outbox.rows()) == 2
@@ -130,11 +122,11 @@ def test_of_many_who_complete_an_attempt_one_does(outbox: Outbox) -> None:
 
 
 def test_of_two_who_want_a_unique_key_the_second_learns_the_firsts_id(outbox: Outbox) -> None:
-    winner, loser = (Addition(envelope(), Terms(unique_key="key")) for _ in range(2))
+    winner, loser = envelope(), envelope()
     lost = outbox.meanwhile(
-        lambda c: store.add(c, [winner], now=NOW), lambda c: store.add(c, [loser], now=NOW)
+        lambda c: c.add(winner, unique_key="key"), lambda c: c.add(loser, unique_key="key")
     )
-    assert lost == {loser.envelope.id: winner.envelope.id}
+    assert lost == {loser.id: winner.id}
 
 
 def test_of_many_who_want_a_unique_key_one_wins(outbox: Outbox) -> None:
@@ -147,9 +139,8 @@ def test_of_many_who_want_a_unique_key_one_wins(outbox: Outbox) -> None:
 
 def test_a_unique_key_goes_to_who_waits_for_its_delivery_to_finish(outbox: Outbox) -> None:
     running, waiting = outbox.begun(unique_key="key"), envelope()
-    addition = Addition(waiting, Terms(unique_key="key"))
     lost = outbox.meanwhile(
-        lambda c: complete(c, running), lambda c: store.add(c, [addition], now=NOW)
+        lambda c: complete(c, running), lambda c: c.add(waiting, unique_key="key")
     )
     # It came before the other had finished, or after.
     assert lost in ({}, {waiting.id: running.id})
@@ -198,17 +189,24 @@ def app_database(outbox: Outbox) -> Iterator[Database]:
     engine.dispose()
 
 
+@contextmanager
+def having_read(outbox: Outbox, database: Database) -> Iterator[Steps]:
+    """Give a transaction of the app's session in which a receiver has read."""
+    with database.engine.connect() as connection:
+        connection.execute(select(func.count()).select_from(deliveries))
+        yield Steps(Within(database.within(connection), database.engine))
+        connection.commit()
+
+
 @pytest.mark.parametrize("tables", SERVERS, indirect=True)
 def test_a_transaction_that_has_read_frees_the_key_with_the_last_child(
     outbox: Outbox, app_database: Database
 ) -> None:
     parent = outbox.begun(unique_key="key")
     one, two = outbox.split(parent, "one", "two")
-    with app_database.engine.connect() as connection:
-        upkeep.counts(connection)  # As a receiver reads in the app's session.
+    with having_read(outbox, app_database) as steps:
         outbox.complete(one)
-        assert complete(connection, two)
-        connection.commit()
+        assert steps.complete(two)
     assert outbox.key(parent.id) is None
 
 
@@ -216,13 +214,11 @@ def test_a_transaction_that_has_read_frees_the_key_with_the_last_child(
 def test_a_transaction_that_has_read_learns_the_winner_of_a_unique_key(
     outbox: Outbox, app_database: Database
 ) -> None:
-    loser = Addition(envelope(), Terms(unique_key="key"))
-    with app_database.engine.connect() as connection:
-        upkeep.counts(connection)
+    loser = envelope()
+    with having_read(outbox, app_database) as steps:
         winner = outbox.added(unique_key="key")
-        lost = store.add(connection, [loser], now=NOW)
-        connection.commit()
-    assert lost == {loser.envelope.id: winner.id}
+        lost = steps.add(loser, unique_key="key")
+    assert lost == {loser.id: winner.id}
 
 
 # -- looking after them
@@ -231,40 +227,37 @@ def test_a_transaction_that_has_read_learns_the_winner_of_a_unique_key(
 def test_two_purges_at_once_delete_each_row_once(
     outbox: Outbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(upkeep, "BATCH", 5)
+    monkeypatch.setattr(queries, "BATCH", 5)
     for _ in range(8):
         outbox.complete(outbox.begun())
-    assert outbox.meanwhile(lambda c: upkeep.purge(c, before=NOW + 1), lambda c: purge(c)) == 3
+    # Of the rows that the first has not locked, the second deletes as many as it finds free.
+    second = outbox.meanwhile(lambda c: c.purge(), lambda c: c.purge())
+    assert second + outbox.purge() == 3
     assert outbox.rows() == []
-
-
-def purge(connection: Connection) -> int:
-    return upkeep.purge(connection, before=NOW + 1)
 
 
 def test_a_purge_and_a_retry_at_once_leave_it_whole_or_gone(outbox: Outbox) -> None:
     running = outbox.begun()
     outbox.complete(running)
-    purged = outbox.meanwhile(lambda c: upkeep.retry(c, running.id, now=NOW), purge)
+    purged = outbox.meanwhile(lambda c: c.retry(running.id), lambda c: c.purge())
     assert [row["state"] for row in outbox.rows()] == ["available"]
     assert purged == 0
 
 
 def test_two_who_pause_a_queue_at_once_both_have(outbox: Outbox) -> None:
-
-    def pause(connection: Connection) -> None:
-        upkeep.pause(connection, "mail", now=NOW)
+    def pause(steps: Steps) -> None:
+        steps.queries.pause("mail")
 
     outbox.meanwhile(pause, pause)
-    assert outbox.database.read(store.paused) == ["mail"]
+    assert outbox.queries.paused() == ["mail"]
 
 
-def test_two_who_bury_a_relay_at_once_count_one_crash(outbox: Outbox) -> None:
+def test_two_who_rescue_a_process_at_once_count_one_crash(outbox: Outbox) -> None:
     running = outbox.begun()
-    [orphan] = outbox.claimed_by("relay")
+    [orphan] = outbox.claimed_by("process")
 
-    def record_crash(connection: Connection) -> object:
-        return store.fail(connection, orphan.envelope, "died", NOW, crashed=True, now=NOW)
+    def record_crash(steps: Steps) -> object:
+        return steps.fail(orphan.envelope, NOW, crashed=True)
 
     assert outbox.meanwhile(record_crash, record_crash) is False
     row = outbox.row(running.id)

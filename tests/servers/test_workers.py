@@ -44,7 +44,7 @@ class Shop:
             str(folder), ASYNC_HOOKS_OUTBOX=url, ASYNC_HOOKS_RELAY=False
         )
         state: Any = state_of(self.app)
-        self.outbox, self.ledger = state.outbox, state.ledger
+        self.outbox, self.store = state.outbox, state.store
         self.workers: list[Site] = []
 
     def add(self, number: Any = 0, do: str = "", **options: Any) -> str:
@@ -75,7 +75,7 @@ class Shop:
             for pid in children:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-        self.ledger.database.engine.dispose()
+        self.store.database.engine.dispose()
 
 
 def _children(pid: int) -> list[int]:
@@ -96,7 +96,7 @@ def anywhere(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Shop]:
     with fresh_database(request.param, tmp_path) as url, ExitStack() as stack:
         shop = Shop(url, tmp_path)
         stack.callback(shop.close)
-        shop.outbox.migrate()
+        shop.outbox.create()
         yield shop
 
 
@@ -221,7 +221,7 @@ def test_without_tables_it_waits_for_them(tmp_path: Path) -> None:
         shop = Shop(url, tmp_path)
         worker = shop.worker()
         wait_until(lambda: "Run: flask async-hooks init-db" in worker.log, "the sentence")
-        shop.outbox.migrate()
+        shop.outbox.create()
         shop.add(1)
         worker.wait_for("number", 1)
         worker.stop()

@@ -41,7 +41,7 @@ def outlast() -> None:
     """Run a program until there is no ``HOLD``, and then until this process is told to end."""
     subprocess.run(["sh", "-c", "while [ -e $HOLD ]; do sleep 0.05; done"], check=True)
     relay: Any = state_of(current_app).relay
-    assert relay._pool.get().stopping.wait(30)
+    assert relay._pool[os.getpid()].stopping.wait(30)
 
 
 def fail() -> None:

@@ -1,0 +1,39 @@
+"""Actions, and the signals that stand for them: what triggers a task, and what it fires."""
+
+from __future__ import annotations
+
+import blinker
+
+from .errors import ConfigError
+
+
+def async_signal(action: str | blinker.Signal) -> blinker.NamedSignal:
+    """Return the signal that fires in the fresh request, ``wp_async_<action>``.
+
+    Connect the slow receivers of ``action`` here.
+    """
+    return blinker.signal(f"wp_async_{action_name(action)}")
+
+
+def nopriv_signal(action: str | blinker.Signal) -> blinker.NamedSignal:
+    """Return ``wp_async_nopriv_<action>``, which fires as well when the visitor was anonymous."""
+    return blinker.signal(f"wp_async_nopriv_{action_name(action)}")
+
+
+def action_name(action: str | blinker.Signal) -> str:
+    """Return the exact name of the signal ``action``.
+
+    :raises ConfigError: if it has none.
+    """
+    name = action if isinstance(action, str) else getattr(action, "name", None)
+    if not name or not isinstance(name, str):
+        raise ConfigError(
+            f"expected an action to be a signal's name or a signal with a name, got: {action!r}. "
+            "Make it with blinker.signal('name')."
+        )
+    return name
+
+
+def action_signal(action: str | blinker.Signal) -> blinker.Signal:
+    """Return the signal itself; a bare name means blinker's default namespace."""
+    return blinker.signal(action) if isinstance(action, str) else action

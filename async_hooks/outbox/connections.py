@@ -1,0 +1,252 @@
+"""The driver's own connections of one process, and the statements and transactions on them.
+
+A statement that is made anew each time costs five times as much as one whose text is kept.
+"""
+
+from __future__ import annotations
+
+from collections import deque, namedtuple
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from enum import Enum
+from typing import Any, NamedTuple, TypeVar
+
+from sqlalchemy import Dialect, Engine, PoolProxiedConnection, Table, event, exc, insert
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.sql.dml import Insert
+
+from .engines import CONNECTIONS, driver_error
+
+T = TypeVar("T")
+
+#: The most statements whose text is kept: those that are made anew each time end with the others.
+_TEXTS = 200
+
+
+class CommitUncertain(Exception):
+    """A commit failed: it may have been done all the same."""
+
+    def __init__(self, error: exc.DBAPIError) -> None:
+        super().__init__()
+        self.error = error
+
+
+class Result(NamedTuple):
+    """What a statement has found or changed."""
+
+    rows: list[Any]
+    rowcount: int
+
+    def one(self) -> Any:
+        """Return its only row, None if it has found none."""
+        return self.rows[0] if self.rows else None
+
+
+class InsertMissing:
+    """Adds a row that is not there: its required columns, and the ``optional`` ones named."""
+
+    is_select = False
+
+    def __init__(self, table: Table, *optional: str) -> None:
+        self._table = table
+        self.columns = [c.name for c in table.c if not c.nullable or c.name in optional]
+
+    def of(self, dialect: Dialect) -> Insert:
+        if dialect.name == "postgresql":
+            return postgresql.insert(self._table).on_conflict_do_nothing()
+        if dialect.name == "sqlite":
+            return sqlite.insert(self._table).on_conflict_do_nothing()
+        return insert(self._table).prefix_with("IGNORE")
+
+
+class Text(NamedTuple):
+    """A compiled statement: the names of its values in order, or None, and what makes its rows."""
+
+    sql: str
+    names: Sequence[str] | None
+    fixed: Mapping[str, Any]
+    row: Callable[[Any], Any] | None
+
+
+class Connection:
+    """A connection of the driver's, on which statements run."""
+
+    def __init__(self, pooled: PoolProxiedConnection, pool: Pool) -> None:
+        self.pooled = pooled
+        driver: Any = pooled.driver_connection
+        self.driver = driver
+        self.cursor = driver.cursor()
+        self._pool = pool
+
+    def execute(self, statement: Any, values: Mapping[str, Any] | None = None) -> Result:
+        """Run ``statement`` with ``values``.
+
+        :raises DBAPIError: as SQLAlchemy would.
+        """
+        text = self._pool.texts.get(statement) or self._pool.compile(statement)
+        values = {**text.fixed, **(values or {})}
+        parameters = values if text.names is None else [values[name] for name in text.names]
+        try:
+            self.cursor.execute(text.sql, parameters)
+            rows = [] if text.row is None else [text.row(row) for row in self.cursor.fetchall()]
+        except self._pool.driver_error as error:
+            raise self._pool.wrapped(error, text.sql, self.driver) from error
+        return Result(rows, self.cursor.rowcount)
+
+    def say(self, sql: str) -> None:
+        """Run plain SQL that has no values and finds nothing."""
+        try:
+            self.cursor.execute(sql)
+        except self._pool.driver_error as error:
+            raise self._pool.wrapped(error, sql, self.driver) from error
+
+
+class Pool:
+    """One process' connections to the database of ``engine``.
+
+    Those of an engine of ours are kept, and commit each statement by themselves; those of an app's
+    engine go back into its pool after each transaction, as they were.
+    """
+
+    def __init__(self, engine: Engine, *, is_own: bool) -> None:
+        self.engine = engine
+        self.texts: dict[Any, Text] = {}
+        self.driver_error = driver_error(engine.dialect)
+        #: Whether the tables were found, or made, by this process.
+        self.is_prepared = False
+        self._is_own = is_own
+        self._free: deque[Connection] = deque()
+        is_sqlite = engine.dialect.name == "sqlite"
+        self._needs_autocommit = is_own and not is_sqlite
+        # An app's connection begins by itself, but in SQLite only to read.
+        self._begin = "BEGIN IMMEDIATE" if is_sqlite else "BEGIN" if is_own else None
+        event.listen(engine, "engine_disposed", lambda _: self._close_free())
+
+    def read(self, body: Callable[[Connection], T]) -> T:
+        connection = self._take()
+        try:
+            result = body(connection)
+        except BaseException as error:
+            if self._is_sound(connection, error):
+                self._give_back(connection)
+            else:
+                connection.pooled.invalidate()
+                if self._is_own:
+                    self.engine.dispose()  # The server went away: from all of them.
+            raise
+        self._give_back(connection)
+        return result
+
+    def transaction(self, body: Callable[[Connection], T]) -> T:
+        def whole(connection: Connection) -> T:
+            if self._begin is not None:
+                connection.say(self._begin)
+            result = body(connection)
+            try:
+                connection.say("COMMIT")
+            except exc.DBAPIError as error:
+                raise CommitUncertain(error) from error
+            return result
+
+        return self.read(whole)
+
+    def execute(self, statement: Any, values: Mapping[str, Any] | None) -> Result:
+        if not self._is_own and not statement.is_select:
+            return self.transaction(lambda connection: connection.execute(statement, values))
+        try:
+            return self.read(lambda connection: connection.execute(statement, values))
+        except exc.DBAPIError as error:
+            if error.connection_invalidated:
+                raise CommitUncertain(error) from error
+            raise
+
+    def compile(self, statement: Any) -> Text:
+        """Keep the text of ``statement``, and return it."""
+        if len(self.texts) >= _TEXTS:
+            self.texts.clear()
+        text = self.texts[statement] = compiled(statement, self.engine.dialect)
+        return text
+
+    def wrapped(self, error: Exception, sql: str | None, driver: Any) -> Any:
+        """Return what SQLAlchemy would raise for ``error``, marked if it lost the connection."""
+        is_lost = driver is not None and self.engine.dialect.is_disconnect(error, driver, None)  # type: ignore[arg-type]
+        return exc.DBAPIError.instance(
+            sql, None, error, self.driver_error, connection_invalidated=is_lost
+        )
+
+    def _take(self) -> Connection:
+        with suppress(IndexError):
+            return self._free.pop()
+        pool: Any = self.engine.pool
+        if self._is_own and pool.checkedout() >= CONNECTIONS:
+            raise exc.TimeoutError("All connections are in use.")
+        pooled: PoolProxiedConnection | None = None
+        try:
+            pooled = self.engine.raw_connection()
+            if self._needs_autocommit:
+                driver: Any = pooled.driver_connection
+                self.engine.dialect.set_isolation_level(driver, "AUTOCOMMIT")
+            return Connection(pooled, self)
+        except self.driver_error as error:
+            lost = self.wrapped(error, None, pooled and pooled.driver_connection)
+            if pooled is not None:  # It lay in the pool, and was closed meanwhile.
+                pooled.invalidate()
+            raise lost from error
+
+    def _give_back(self, connection: Connection) -> None:
+        if self._is_own:
+            self._free.append(connection)
+        else:
+            connection.cursor.close()
+            connection.pooled.close()
+
+    def _is_sound(self, connection: Connection, error: BaseException) -> bool:
+        """Undo what was not committed; tell whether the connection can be used again."""
+        if not isinstance(error, Exception):
+            return False  # Interrupted: nobody knows in what state it is.
+        if getattr(error, "connection_invalidated", False):
+            return False
+        try:
+            if self._needs_autocommit:
+                connection.say("ROLLBACK")
+            else:
+                connection.driver.rollback()
+        except (exc.DBAPIError, self.driver_error):
+            return False
+        return True
+
+    def _close_free(self) -> None:
+        with suppress(IndexError):
+            while True:
+                self._free.pop().pooled.invalidate()
+
+
+def compiled(statement: Any, dialect: Dialect) -> Text:
+    """Return ``statement`` as a driver of ``dialect`` takes it."""
+    columns = None
+    if isinstance(statement, InsertMissing):
+        columns, statement = statement.columns, statement.of(dialect)
+    made: Any = statement.compile(
+        dialect=dialect, column_keys=columns, compile_kwargs={"render_postcompile": True}
+    )
+    required = {name for name, bind in made.binds.items() if bind.required}
+    return Text(
+        sql=str(made),
+        names=made.positiontup if made.positional else None,
+        fixed={
+            name: value.value if isinstance(value, Enum) else value
+            for name, value in made.params.items()
+            if name not in required
+        },
+        row=_row_of(statement),
+    )
+
+
+def _row_of(statement: Any) -> Callable[[Any], Any] | None:
+    if statement.is_select:
+        names = statement.selected_columns.keys()
+    else:
+        names = [column.key for column in getattr(statement, "_returning", ())]
+    make: Any = namedtuple
+    row: Callable[[Any], Any] | None = make("Row", names, rename=True)._make if names else None
+    return row

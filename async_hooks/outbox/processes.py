@@ -1,0 +1,150 @@
+"""The processes that relay, as the table knows them, and what each has claimed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from sqlalchemy import bindparam, delete, exists, insert, select, update
+from sqlalchemy.sql.dml import UpdateBase
+
+from ..delivery import DeliveryState
+from ..envelope import Envelope
+from .attempts import clean
+from .connections import Connection
+from .database import Database
+from .rows import envelope_of
+from .schema import deliveries, processes
+
+_d, _p = deliveries.c, processes.c
+
+#: Rows that are read at once, where there may be any number.
+BATCH = 500
+
+
+class ProcessRow(NamedTuple):
+    """A process as its row shows it. ``heartbeat`` changes as long as it lives."""
+
+    id: str
+    audience: str
+    name: str
+    queues: str
+    host: str
+    pid: int
+    host_id: str | None
+    heartbeat: int
+    started_at: float
+    seen_at: float
+    problem: str | None
+
+
+class Orphan(NamedTuple):
+    """A delivery whose process died, or forgot it."""
+
+    envelope: Envelope
+    has_begun: bool
+
+
+_BEAT: UpdateBase = (
+    update(processes)
+    .where(_p.id == bindparam("of"))
+    .values(heartbeat=_p.heartbeat + 1, seen_at=bindparam("now"), problem=bindparam("keeps_it"))
+)
+_REGISTER = insert(processes)
+_HOLDS = exists().where(_d.process_id == bindparam("of"), _d.state == DeliveryState.EXECUTING.value)
+_DEREGISTER = delete(processes).where(_p.id == bindparam("of"), ~_HOLDS)
+_ALL = select(processes).order_by(_p.id)
+_EXECUTING = select(_d.process_id, _d.id).where(
+    _d.audience == bindparam("whose"), _d.state == DeliveryState.EXECUTING.value
+)
+_UNREGISTERED = (
+    _EXECUTING.with_only_columns(_d.process_id)
+    .where(_d.process_id.is_not(None), _d.process_id.not_in(select(_p.id)))
+    .distinct()
+)
+_RUNNING = _EXECUTING.where(_d.started_at.is_not(None)).order_by(_d.started_at, _d.id).limit(BATCH)
+_CLAIMED_BY = (
+    select(deliveries)
+    .where(_d.process_id == bindparam("of"), _d.state == DeliveryState.EXECUTING.value)
+    .order_by(_d.id)
+    .limit(BATCH)
+)
+
+
+class Processes:
+    """The processes of one app, whatever its audiences are called."""
+
+    def __init__(
+        self, database: Database, audiences: Sequence[str], now: Callable[[], float]
+    ) -> None:
+        self._database = database
+        self._audiences = audiences
+        self._now = now
+
+    def heartbeat(
+        self,
+        process_id: str,
+        *,
+        host: str,
+        pid: int,
+        host_id: str | None,
+        problem: str | None,
+        name: str = "",
+        queues: Sequence[str] = (),
+    ) -> list[ProcessRow]:
+        """Show that the process lives, and return all the others, dead or alive.
+
+        Those of other apps as well: one of a newer release may hold what is ours under its former
+        name. Some have no row, but hold deliveries: they were rescued from while alive, then died.
+        """
+        now = self._now()
+        problem = None if problem is None else clean(problem)
+        listed = " ".join(queues)[:1000]
+        own = self._audiences[0]
+        row = ProcessRow(process_id, own, name, listed, host, pid, host_id, 1, now, now, problem)
+
+        def body(connection: Connection) -> list[ProcessRow]:
+            beat = {"of": process_id, "now": now, "keeps_it": problem}
+            if not connection.execute(_BEAT, beat).rowcount:
+                connection.execute(_REGISTER, row._asdict())
+            rows = [ProcessRow(*row) for row in connection.execute(_ALL).rows]
+            others = [each for each in rows if each.id != process_id]
+            for audience in self._audiences:
+                for found in connection.execute(_UNREGISTERED, {"whose": audience}).rows:
+                    nothing = ("", "", "", 0, None, 0)
+                    others.append(ProcessRow(found.process_id, audience, *nothing, now, now, None))
+            return others
+
+        return self._database.transaction(body)
+
+    def all(self) -> list[ProcessRow]:
+        """Return the processes that relay, or died and were not rescued yet."""
+        return [each for each in self.everybody() if each.audience in self._audiences]
+
+    def everybody(self) -> list[ProcessRow]:
+        """Return those of all apps that share the tables."""
+        return [ProcessRow(*row) for row in self._database.execute(_ALL).rows]
+
+    def deregister(self, process_id: str) -> bool:
+        """Delete its row, unless it holds something, of whatever app; return whether it did."""
+        gone = self._database.execute(_DEREGISTER, {"of": process_id}, repeatable=True)
+        return gone.rowcount == 1
+
+    def claimed_by(self, process_id: str) -> list[Orphan]:
+        """Return what the process has claimed of ours, as far as the table knows: a batch."""
+        orphans: list[Orphan] = []
+        rows = self._database.execute(_CLAIMED_BY, {"of": process_id}).rows
+        for row in (row for row in rows if row.audience in self._audiences):
+            has_begun = row.started_at is not None
+            attempt = row.attempts if has_begun else row.attempts + 1
+            envelope, _ = envelope_of(row, lease=row.lease, attempt=attempt)
+            orphans.append(Orphan(envelope, has_begun))
+        return orphans
+
+    def executing(self) -> dict[str, list[str]]:
+        """Return the ids of what runs, not only claimed, by process: the first of them, if many."""
+        ids: dict[str, list[str]] = {}
+        for audience in self._audiences:
+            for row in self._database.execute(_RUNNING, {"whose": audience}).rows:
+                ids.setdefault(row.process_id, []).append(row.id)
+        return ids

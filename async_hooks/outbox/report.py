@@ -1,0 +1,112 @@
+"""What an outbox tells its operators: values, and sentences about them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from ..delivery import Delivery, DeliveryState
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Health:
+    """``oldest_due`` is since how long the longest waiting delivery is due, None if none is.
+
+    ``relays`` are the processes that relay, with what keeps each from it, if anything does.
+    """
+
+    ok: bool
+    oldest_due: timedelta | None
+    relays: list[RelaySeen]
+    problem: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RelaySeen:
+    """A process that relays, as it was last seen, and what it executes, by id.
+
+    ``name`` and ``queues`` are a worker's; a web process has no name. No queues means all.
+    """
+
+    id: str
+    name: str
+    queues: list[str]
+    deliveries: list[str]
+    host: str
+    pid: int
+    started_at: datetime
+    seen_at: datetime
+    is_alive: bool
+    problem: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backlog:
+    """The unfinished deliveries of one task and receiver; unknown ones wait for their code."""
+
+    task: str
+    receiver: str | None
+    count: int
+    due_at: datetime
+    is_known: bool
+
+
+def problem_of(late: timedelta | None, relays: Sequence[RelaySeen], patience: float) -> str | None:
+    """Say what keeps deliveries, of which the first is ``late``, from getting away in time."""
+    alive = [relay for relay in relays if relay.is_alive]
+    problem = cause = _problem(alive)
+    if late is not None and not alive:
+        problem, cause = "A delivery is due, and no process relays.", "No process relays."
+    if late is not None and late.total_seconds() > patience:
+        problem = f"A delivery has been due for {late.total_seconds():.0f} s."
+        problem += f" {cause}" if cause is not None else ""
+    return problem
+
+
+def reason(
+    delivery: Delivery,
+    now: datetime,
+    *,
+    is_known: bool,
+    is_paused: bool,
+    relays: Sequence[RelaySeen],
+) -> str:
+    """Say in one sentence why the delivery is where it is."""
+    error = f" The last attempt said: {delivery.error}" if delivery.error else ""
+    finished = _in_words(delivery.finished_at)
+    match delivery.state:
+        case DeliveryState.COMPLETED | DeliveryState.CANCELLED:
+            return f"It was {delivery.state} at {finished}."
+        case DeliveryState.DISCARDED:
+            return f"It was discarded at {finished} after {delivery.attempts} attempts.{error}"
+        case DeliveryState.EXECUTING:
+            return f"Attempt {max(delivery.attempts, 1)} is claimed or runs.{error}"
+    alive = [relay for relay in relays if relay.is_alive]
+    problem = _problem(alive)
+    if not is_known:
+        why = "It is parked: this code knows no such task or receiver, by name or alias."
+    elif is_paused:
+        why = f"It waits because the queue {delivery.queue!r} is paused."
+    elif delivery.run_at > now:
+        why = f"It waits for its time, {_in_words(delivery.run_at)}."
+    elif not alive:
+        why = "It is due, and no process relays."
+    elif problem is not None:
+        why = f"It is due, and the relay has a problem: {problem}"
+    else:
+        why = "It is due, and next in line when a relay has room."
+    return f"{why}{error}"
+
+
+def moment(at: float) -> datetime:
+    """Return a time of the table's as others see it."""
+    return datetime.fromtimestamp(at, UTC)
+
+
+def _in_words(at: datetime | None) -> str:
+    return at.isoformat(sep=" ", timespec="seconds") if at is not None else "?"
+
+
+def _problem(relays: Sequence[RelaySeen]) -> str | None:
+    return next((relay.problem for relay in relays if relay.problem), None)

@@ -1,0 +1,131 @@
+"""How an envelope becomes a row, once, unless its unique key is taken; and an envelope again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import bindparam, select
+
+from ..delivery import DeliveryState
+from ..envelope import Envelope, Origin
+from ..errors import DataError, OutboxUnavailable
+from .connections import Connection, InsertMissing
+from .schema import deliveries
+
+_d = deliveries.c
+
+#: The version of the column ``context``: an object, of which unknown keys are ignored.
+_VERSION = 1
+
+#: Characters of a name; MariaDB would cut a longer one.
+_LONGEST_NAME = 255
+
+#: How often a unique key that was taken may come free in between.
+_TRIES = 5
+
+#: Adds a delivery; :func:`row_of` has its values.
+INSERT = InsertMissing(deliveries, "parent_id", "unique_key", "ref")
+
+_THIS = select(_d.id).where(_d.id == bindparam("id"))
+#: Finds the unfinished delivery that has a unique key.
+HOLDER = select(_d.id).where(_d.audience == bindparam("of"), _d.unique_key == bindparam("key"))
+#: The latest one, whatever snapshot an app's transaction has of MariaDB.
+_LATEST_HOLDER = HOLDER.with_for_update(read=True)
+
+
+def row_of(envelope: Envelope, *, audience: str, now: float) -> dict[str, Any]:
+    """Return the row that ``envelope`` begins as: what is not NULL, or may be something else."""
+    if max(len(envelope.task), len(envelope.receiver or "")) > _LONGEST_NAME:
+        raise DataError(f"The name of task {envelope.task!r} or of its receiver is too long.")
+    head = {
+        "v": _VERSION,
+        "depth": envelope.depth,
+        "user": envelope.user,
+        "origin": envelope.origin,
+        "awaited": envelope.is_awaited,
+    }
+    # The text is JSON already: it is put in as it is, not decoded and encoded.
+    carried = f'"carried":{envelope.carried}'
+    return {
+        "id": envelope.id,
+        "audience": audience,
+        "parent_id": envelope.parent_id,
+        "task": envelope.task,
+        "receiver": envelope.receiver or "",
+        "queue": envelope.queue,
+        "priority": envelope.priority,
+        "state": DeliveryState.AVAILABLE.value,
+        "run_at": now if envelope.run_at is None else envelope.run_at,
+        "attempts": 0,
+        "failures": 0,
+        "crashes": 0,
+        "body": envelope.body,
+        "context": f"{json.dumps(head, separators=(',', ':'))[:-1]},{carried}}}",
+        "unique_key": envelope.unique_key,
+        "ref": envelope.ref,
+        "created_at": now,
+    }
+
+
+def add(connection: Connection, rows: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """Add ``rows``.
+
+    Return, for each whose ``unique_key`` an unfinished delivery has, the id of that one instead.
+    What is there already, by its id, stays as it is.
+    """
+    holders = {row["id"]: _add(connection, row) for row in rows}
+    return {delivery_id: winner for delivery_id, winner in holders.items() if winner != delivery_id}
+
+
+def _add(connection: Connection, row: dict[str, Any]) -> str:
+    """Add ``row`` unless it is there, or its unique key is taken; return the id that holds."""
+    delivery_id: str = row["id"]
+    for _ in range(_TRIES):
+        if connection.execute(INSERT, row).rowcount == 1:
+            return delivery_id
+        if row["unique_key"] is None or connection.execute(_THIS, {"id": delivery_id}).rows:
+            return delivery_id
+        taken = {"of": row["audience"], "key": row["unique_key"]}
+        winner = connection.execute(_LATEST_HOLDER, taken).one()
+        if winner is not None:
+            return str(winner.id)  # Else it finished just now, and ours may go.
+    raise OutboxUnavailable(f"The unique key of envelope {delivery_id!r} is fought over.")
+
+
+def envelope_of(row: Any, *, lease: str | None, attempt: int) -> tuple[Envelope, str | None]:
+    """Return the envelope in ``row``, and None.
+
+    If this code can't read it, that was written by another release, or spoilt: then return what is
+    certain of it, and what is wrong.
+    """
+    certain = Envelope(
+        id=row.id,
+        task=row.task,
+        body=row.body,
+        attempt=attempt,
+        parent_id=row.parent_id,
+        receiver=row.receiver or None,
+        priority=row.priority,
+        queue=row.queue,
+        unique_key=row.unique_key,
+        ref=row.ref,
+        lease=lease,
+    )
+    try:
+        context = json.loads(row.context)
+        if context["v"] != _VERSION:
+            return certain, f"its context has version {context['v']!r}; this code reads {_VERSION}"
+        envelope = certain._replace(
+            depth=context["depth"],
+            user=context["user"],
+            carried=json.dumps(context["carried"], separators=(",", ":")),
+            origin=Origin(*context["origin"]),
+            is_awaited=context["awaited"],
+        )
+        if not isinstance(envelope.data, dict):
+            return certain, "its data is not an object"
+    except Exception as error:  # Whatever a row holds, it concerns that row alone.
+        return certain, f"{type(error).__name__}: {error}"
+    return envelope, None

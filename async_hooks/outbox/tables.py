@@ -1,0 +1,110 @@
+"""Whether a database has the tables, and of which version; they are made and dropped here."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any
+
+from sqlalchemy import Connection, Engine, MetaData, Table, inspect, select
+
+from ..errors import OutboxUnavailable
+from .engines import check_file, driver_error
+from .schema import VERSION, metadata, version
+
+#: Tables that an earlier version had.
+_FORMER = ("async_hooks_relays",)
+
+
+def prepare(engine: Engine) -> None:
+    """Make sure of the tables at their first use: SQLite's are made.
+
+    :raises OutboxUnavailable: if they are missing elsewhere, or have another version.
+    """
+    if engine.dialect.name == "sqlite":
+        create(engine)
+    else:
+        check(engine)
+
+
+def create(engine: Engine, *, recreate: bool = False) -> bool:
+    """Make the tables if there are none; return whether they were made.
+
+    ``recreate`` deletes those that are there, of whatever version, with all that is in them.
+
+    :raises OutboxUnavailable: if there are some of another version.
+    """
+    if engine.dialect.name == "sqlite":
+        check_file(engine.url)
+    with engine.connect() as connection:
+        if engine.dialect.name == "sqlite":
+            _begin_writing(connection)
+        if recreate:
+            for name in _FORMER:
+                Table(name, MetaData()).drop(connection, checkfirst=True)
+            metadata.drop_all(connection)
+        made = create_within(connection)
+        connection.commit()
+        return made
+
+
+def create_within(connection: Connection) -> bool:
+    """Do so in a transaction that has begun."""
+    found = version_of(connection)
+    _check_version(found, connection, may_be_missing=True)
+    if found == 0:
+        metadata.create_all(connection)
+        connection.execute(version.insert().values(version=VERSION))
+    return found == 0
+
+
+def check(engine: Engine) -> bool:
+    """Tell whether the tables are there, without making them.
+
+    :raises OutboxUnavailable: if this code can't use them, or only an ``init-db`` makes them.
+    """
+    with engine.connect() as connection:
+        found = version_of(connection)
+        _check_version(found, connection, may_be_missing=engine.dialect.name == "sqlite")
+        return found > 0
+
+
+def _begin_writing(connection: Connection) -> None:
+    """Begin a transaction that writes, where SQLite would begin one that may only read."""
+    driver: Any = connection.connection.driver_connection
+    driver.rollback()  # An app's engine may have said BEGIN.
+    with suppress(driver_error(connection.dialect)):  # Somebody reads just now; the next may.
+        driver.execute("PRAGMA journal_mode = WAL")  # It stays: readers and a writer at once.
+    if not connection.in_transaction():
+        connection.begin()  # An app's own engine may say BEGIN by itself, now.
+    if not driver.in_transaction:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def version_of(connection: Connection) -> int:
+    """Return the version of the tables in this database, 0 if there are none."""
+    if not inspect(connection).has_table(version.name):
+        return 0
+    return connection.execute(select(version.c.version)).scalar() or 0
+
+
+def _check_version(found: int, connection: Connection, *, may_be_missing: bool) -> None:
+    """Refuse tables that this code can't use.
+
+    :raises OutboxUnavailable: naming the database, and what to do.
+    """
+    where = connection.engine.url.render_as_string(hide_password=True)
+    if found > VERSION:
+        raise OutboxUnavailable(
+            f"The outbox's tables in {where} have version {found}; this code knows {VERSION}. "
+            "Update async_hooks here."
+        )
+    if 0 < found < VERSION:
+        raise OutboxUnavailable(
+            f"The outbox's tables in {where} have version {found}; this code needs {VERSION}, and "
+            "can't convert them. To delete them, with all that waits there, and make new ones, "
+            "run: flask async-hooks init-db --recreate"
+        )
+    if found == 0 and not may_be_missing:
+        raise OutboxUnavailable(
+            f"The outbox's tables are missing in {where}. Run: flask async-hooks init-db"
+        )

@@ -1,0 +1,193 @@
+"""Maintenance: shows that this process lives, takes over from those that do not, and tidies up."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ..envelope import Envelope
+from ..receivers import kinds_of, options_of
+from ..state import state_of
+from .outcomes import LOST
+from .settle import Settler
+
+if TYPE_CHECKING:  # What SQLAlchemy is needed for is made elsewhere.
+    from ..outbox.open import Opened
+    from ..outbox.processes import ProcessRow
+
+#: Heartbeats of our own during which another process may miss its own.
+MISSED_HEARTBEATS = 3
+
+#: Seconds between two looks at all else than what is due, however often it is woken.
+_EVERY = 0.2
+
+#: Seconds between two looks for what is old enough to be purged.
+_PURGE_EVERY = 60.0
+
+#: Seconds that the wall clock may be set back at once.
+_CLOCK_STEP = 1.0
+
+#: Seconds that a run has beyond its time, before its own process fails it: its sender goes first.
+_MARGIN = 2.0
+
+logger = logging.getLogger("async_hooks")
+
+
+class Maintenance:
+    """The care of ``settler``'s process for itself, the others and the table.
+
+    ``name`` and ``queues`` are what it shows of itself.
+    """
+
+    def __init__(self, settler: Settler, opened: Opened, name: str, queues: Sequence[str]) -> None:
+        #: The (task, receiver) that this code knows.
+        self.kinds: set[tuple[str, str]] = set()
+        self._settler = settler
+        self._app = settler.app
+        self._store = settler.store
+        self._process = settler.process
+        self._processes = opened.processes
+        self._outbox = opened.outbox
+        self._config = settler.config
+        self._name = name
+        self._queues = queues
+        #: The other processes, and during how many heartbeats of ours their own did not change.
+        self._peers: dict[str, tuple[ProcessRow, int]] = {}
+        #: What the table says is ours and nobody here remembers.
+        self._missing: set[str] = set()
+        #: The leases of what runs here for too long.
+        self._overdue: set[str | None] = set()
+        self._maintain_at = self._heartbeat_at = self._purge_at = float("-inf")
+        #: By how much the wall clock is ahead of the monotonic one, which nobody sets.
+        self._clock_ahead = float("inf")
+
+    def maintain(self, now: float) -> bool:
+        """Do at times what need not be done for each launch; tell whether more may be due."""
+        if now < self._maintain_at:
+            return False
+        self.kinds = kinds_of(state_of(self._app))
+        has_released = self.live()
+        if stale := self._process.stale(self._config.concurrency):
+            self._settler.release(stale)
+        self._tidy(now)
+        self._maintain_at = now + _EVERY
+        return has_released
+
+    def live(self) -> bool:
+        """Show that this process lives, and see who does not; tell whether that released any."""
+        now = self._process.monotonic()
+        if now >= self._heartbeat_at:
+            self._heartbeat()
+            self._heartbeat_at = now + self._config.lease / MISSED_HEARTBEATS
+        has_released = self._rescue_dead()
+        self._settle_awaited(now)
+        self._check_time(now)
+        return has_released
+
+    def _heartbeat(self) -> None:
+        process = self._process
+        rows = self._processes.heartbeat(
+            process.id,
+            host=os.uname().nodename,
+            pid=process.pid,
+            host_id=process.liveness.host_id,
+            problem=process.problem,
+            name=self._name,
+            queues=self._queues,
+        )
+        process.is_registered.set()
+        before, self._peers = self._peers, {}
+        for row in rows:
+            known, missed = before.get(row.id, (row, -1))
+            is_silent = known.heartbeat == row.heartbeat
+            self._peers[row.id] = (row, missed + 1 if is_silent else 0)
+        self._check_own()
+
+    def _rescue_dead(self) -> bool:
+        """Take over what dead processes held; return whether anything was."""
+        has_released = False
+        liveness = self._process.liveness
+        for process_id, (row, missed) in list(self._peers.items()):
+            if missed >= MISSED_HEARTBEATS or liveness.has_ended(process_id, row.host_id):
+                if self._rescue(process_id):
+                    has_released = True
+                else:
+                    del self._peers[process_id]
+        return has_released
+
+    def _rescue(self, process_id: str) -> bool:
+        """Take over a batch of what a dead process held; tell whether there was any."""
+        orphans = self._processes.claimed_by(process_id)
+        if not orphans:
+            if self._processes.deregister(process_id):  # Else it held what is another app's.
+                self._process.liveness.forget(process_id)
+            return False
+        logger.warning("Rescued %d deliveries of dead process %s.", len(orphans), process_id)
+        for orphan in orphans:
+            if orphan.has_begun:
+                self._settler.record_crash(orphan.envelope)
+        self._store.release([each.envelope for each in orphans if not each.has_begun])
+        return True
+
+    def _settle_awaited(self, now: float) -> None:
+        """Settle what was left to its own process, which is done with it or has had its time."""
+        for envelope, deadline in list(self._process.awaited.values()):
+            if now >= deadline or self._process.key(envelope) in self._process.finished:
+                del self._process.awaited[envelope.id]
+                self._settle_begun(envelope)
+
+    def _settle_begun(self, envelope: Envelope) -> None:
+        """Settle an attempt that began, by the verdict on it if this process has one."""
+        verdict = self._process.finished.get(self._process.key(envelope))
+        if verdict is not None:
+            self._settler.record(envelope, verdict)
+        else:
+            self._settler.fail(envelope, LOST, "Nobody said what became of it.")
+
+    def _check_time(self, now: float) -> None:
+        """Fail what runs here for too long; its thread goes on, and keeps its place."""
+        running = list(self._process.running.values())
+        self._overdue &= {run.envelope.lease for run in running}
+        for envelope, since in running:
+            limit = options_of(state_of(self._app), envelope).timeout + _MARGIN
+            if now - since > limit and envelope.lease not in self._overdue:
+                self._overdue.add(envelope.lease)
+                error = f"It ran for more than {limit:g} seconds."
+                self._settler.fail(envelope, LOST, error)
+
+    def _check_own(self) -> None:
+        """Settle what the table says is ours and nobody here remembers."""
+        process = self._process
+        finished_before = set(process.finished)
+        missing = {
+            orphan.envelope.id: orphan
+            for orphan in self._processes.claimed_by(process.id)
+            if not process.knows(orphan.envelope)
+        }
+        for delivery_id, orphan in missing.items():
+            # Seen twice: between a commit and its note here there may be a moment.
+            if delivery_id in self._missing:
+                if orphan.has_begun:
+                    self._settle_begun(orphan.envelope)
+                else:
+                    self._store.release([orphan.envelope])
+        self._missing = set(missing)
+        known = {process.key(orphan.envelope) for orphan in missing.values()}
+        known |= {process.key(envelope) for envelope, _ in list(process.awaited.values())}
+        for key in finished_before - known:
+            process.finished.pop(key, None)
+
+    def _tidy(self, now: float) -> None:
+        """Let nothing that was due wait for a clock that was set back, and purge what is old."""
+        ahead = self._store.now() - now
+        if ahead < self._clock_ahead - _CLOCK_STEP:
+            self._store.make_due()
+        self._clock_ahead = ahead
+        if self._purge_at == float("-inf"):
+            for problem in self._outbox.orphaned():
+                logger.warning("%s", problem)
+        if now >= self._purge_at:
+            purged = self._outbox.purge_batch(self._config.keep)
+            self._purge_at = now + (0 if purged else _PURGE_EVERY)
