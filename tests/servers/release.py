@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from typing import Any
 
 from blinker import signal
@@ -24,6 +25,7 @@ app.config.update(
     SECRET_KEY=os.environ["KEY"],
     SECRET_KEY_FALLBACKS=os.environ.get("FORMER_KEYS", "").split(),
     ASYNC_HOOKS_OUTBOX=os.environ["OUTBOX"],
+    ASYNC_HOOKS_AUDIENCE=os.environ.get("AUDIENCE", "release").split(),
     ASYNC_HOOKS_RELAY=os.environ.get("RELAY") != "no",
     ASYNC_HOOKS_LEASE=3,
 )
@@ -39,6 +41,7 @@ class Order(AsyncTask):
         return {"n" if IS_FIRST else "number": number}
 
     def run_action(self, data: dict[str, Any]) -> Any:
+        time.sleep(float(os.environ.get("SECONDS", "0")))
         return self.send(number=data["number"] if "number" in data else data["n"])
 
 

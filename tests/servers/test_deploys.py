@@ -153,6 +153,42 @@ def test_a_rename_without_an_alias_is_stopped_by_check_and_else_waits(stage: Sta
         assert renamed.look()["attempts"] == [1]
 
 
+def test_an_app_is_renamed_under_load_and_loses_and_repeats_nothing(stage: Stage) -> None:
+    names = {"before": "shop", "after": "store shop"}
+    with (
+        stage.serve("first", AUDIENCE=names["before"]) as before,
+        stage.serve("first", AUDIENCE=names["after"]) as after,
+    ):
+        paid = pay_in_turn(before, after)
+        before.site.stop()
+        paid += pay_in_turn(after)
+        wait_until(after.quiet, "the end of all")
+        seen = after.look()
+    assert (seen["attempts"], seen["crashes"], seen["counts"]["discarded"]) == ([1], 0, 0)
+    assert_ran_once(stage, paid)
+
+
+def test_what_a_killed_release_of_a_new_name_held_goes_back_to_the_former(stage: Stage) -> None:
+    with stage.serve("first", AUDIENCE="shop", RELAY="no") as before:
+        paid = [before.pay() for _ in range(20)]
+        with stage.serve("first", AUDIENCE="store shop", SECONDS="30") as after:
+            after.get("/")
+            wait_until(lambda: before.look()["begun"] != [0], "a run in the new release")
+            after.site.kill()
+    with stage.serve("first", AUDIENCE="shop") as back:
+        back.get("/")
+        wait_until(back.quiet, "the end of all")
+        seen = back.look()
+    assert seen["counts"]["discarded"] == 0
+    assert_ran_once(stage, paid)
+
+
+def assert_ran_once(stage: Stage, paid: list[int]) -> None:
+    ran = [json.loads(line) for line in (stage.folder / "ledger").read_text().splitlines()]
+    told = [(line["ran"], line["number"]) for line in ran]
+    assert sorted(told) == sorted((name, number) for name in ("mail", "stock") for number in paid)
+
+
 def test_keys_rotate_under_load(stage: Stage) -> None:
     rotated = {"KEY": "n" * 40, "FORMER_KEYS": "k" * 40}
     with stage.serve("first") as before, stage.serve("first", **rotated) as after:
