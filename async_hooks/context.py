@@ -38,10 +38,10 @@ class RunningTask(Protocol):
         ...
 
 
-current_run: ContextVar[RunningTask] = ContextVar("async_hooks.run")
+current_attempt: ContextVar[RunningTask] = ContextVar("async_hooks.attempt")
 
 #: The envelope that this request runs; falsy outside a run.
-current_envelope = cast(Envelope, LocalProxy(current_run, "envelope"))
+current_envelope = cast(Envelope, LocalProxy(current_attempt, "envelope"))
 
 logger = logging.getLogger("async_hooks")
 

@@ -12,7 +12,7 @@ import blinker
 from flask import current_app
 
 from .actions import action_name
-from .context import current_run
+from .context import current_attempt
 from .errors import AsyncHooksError, ConfigError, NoAppContext, OutboxRequired
 from .registry import default_name
 from .state import current_state
@@ -161,10 +161,10 @@ class AsyncTask:
         A single receiver runs at once. Of several, each gets a fresh request of its own.
         Returns the results of those that ran here.
         """
-        run = current_run.get(None)
-        if run is None:
+        attempt = current_attempt.get(None)
+        if attempt is None:
             raise AsyncHooksError("'send' works inside run_action. To launch, send the action.")
-        return run.send(type(self), kwargs)
+        return attempt.send(type(self), kwargs)
 
     @classmethod
     def dispatch(

@@ -10,7 +10,7 @@ from flask import Flask, Response, request
 
 from .config import Config
 from .context import Context
-from .endpoint.attempt import RUN
+from .endpoint.attempt import ATTEMPT
 from .errors import ConfigError
 from .host.per_process import PerProcess
 from .host.replay import ReplayGuard
@@ -129,7 +129,7 @@ def keep_at_ends(app: Flask, session: SessionOutbox) -> None:
     @app.after_request
     def keep(response: Response) -> Response:
         # Here, so that the visitor learns of an outbox that is down.
-        if RUN not in request.environ:  # A run's go with its completion.
+        if ATTEMPT not in request.environ:  # A run's go with its completion.
             session.flush()
         return response
 

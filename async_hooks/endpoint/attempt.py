@@ -1,4 +1,4 @@
-"""A run: one attempt at one envelope, in the fresh request that is its own."""
+"""One attempt at one envelope, in the fresh request that is its own."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from ..task import DISCARDED, AsyncTask, Discard, Retry
 from ..validation import is_text
 from ..verdict import Outcome, Verdict
 
-#: Where a Run lies in its request's environ. No client can put one there: theirs are strings.
-RUN = "async_hooks.run"
+#: Where an Attempt lies in its request's environ. No client can put one there: theirs are strings.
+ATTEMPT = "async_hooks.attempt"
 
 #: The route's endpoint, and the task that only asks whether this is the right place.
 ENDPOINT = "async_hooks.run"
@@ -25,7 +25,7 @@ PING = "async_hooks.ping"
 logger = logging.getLogger("async_hooks")
 
 
-class Run:
+class Attempt:
     """One attempt at one envelope, from its verification to its verdict."""
 
     def __init__(self, state: State, envelope: Envelope) -> None:

@@ -14,7 +14,7 @@ from ..signals import send, task_failed
 from ..snapshot import snapshot
 from ..task import AsyncTask
 from ..verdict import ERROR_LENGTH, Outcome, Verdict
-from .attempt import Run
+from .attempt import Attempt
 
 #: Bytes of a result's JSON; of a longer one, or one that is no JSON, the beginning of its repr().
 _MAX_RESULT = 64 * 1024
@@ -22,78 +22,85 @@ _MAX_RESULT = 64 * 1024
 logger = logging.getLogger("async_hooks")
 
 
-def complete(run: Run) -> None:
+def complete(attempt: Attempt) -> None:
     """Record the completion in the outbox, and add what the run launched in any case."""
-    assert run.verdict is not None  # noqa: S101 - that is why we are here
-    is_completed = run.verdict.outcome is Outcome.COMPLETED
-    additions = _taken(run, with_children=is_completed)
-    is_recorded_here = is_completed and run.envelope.lease is not None
+    assert attempt.verdict is not None  # noqa: S101 - that is why we are here
+    is_completed = attempt.verdict.outcome is Outcome.COMPLETED
+    additions = _taken(attempt, with_children=is_completed)
+    is_recorded_here = is_completed and attempt.envelope.lease is not None
     try:
         if is_recorded_here:
-            _record(run, additions)
+            _record(attempt, additions)
         elif additions:
-            run.state.launcher.add(run.state, additions)
+            attempt.state.launcher.add(attempt.state, additions)
     except Exception as error:
-        logger.error("Envelope %s: outcome not recorded: %s", run.envelope.id, error)
+        logger.error("Envelope %s: outcome not recorded: %s", attempt.envelope.id, error)
         if not is_recorded_here:
             return
         if not isinstance(error, OutboxUnavailable):
             # The app's own commit failed, or what it launched is refused: the attempt's failure.
-            run.fail(error)
-            send(task_failed, run.state.app, envelope=run.envelope, exception=error)
-        elif additions or run.state.session is not None:
+            attempt.fail(error)
+            send(task_failed, attempt.state.app, envelope=attempt.envelope, exception=error)
+        elif additions or attempt.state.session is not None:
             # What it launched, or wrote, is not there: it has to run again.
-            run.verdict = Verdict(Outcome.UNWRITTEN, str(error))
+            attempt.verdict = Verdict(Outcome.UNWRITTEN, str(error))
 
 
-def _record(run: Run, additions: Sequence[Envelope]) -> None:
-    state = run.state
+def _record(attempt: Attempt, additions: Sequence[Envelope]) -> None:
+    state = attempt.state
     # The result of a fan-out is that of its receivers.
-    result = None if run.children else as_json(state.redact(run.result))
+    result = None if attempt.children else as_json(state.redact(attempt.result))
     ending = Ending(DeliveryState.COMPLETED, result=result, additions=additions)
     writer = state.session or state.store
-    if writer is None or not writer.record(run.envelope, ending):
-        run.verdict = Verdict(Outcome.REPLAYED, "Another attempt has taken its place.")
+    if writer is None or not writer.record(attempt.envelope, ending):
+        attempt.verdict = Verdict(Outcome.REPLAYED, "Another attempt has taken its place.")
         return
-    run.verdict = replace(run.verdict or Verdict(Outcome.COMPLETED), is_recorded=True)
+    attempt.verdict = replace(attempt.verdict or Verdict(Outcome.COMPLETED), is_recorded=True)
     if additions and state.relay is not None:
         state.relay.wake()
 
 
-def finish(run: Run) -> None:
+def finish(attempt: Attempt) -> None:
     """Call the task's ``finish``, if it has one and this run was the last that it waited for."""
-    task = run.task
-    if task is None or task.finish is AsyncTask.finish or run.children or run.is_after_the_end:
+    task = attempt.task
+    if (
+        task is None
+        or task.finish is AsyncTask.finish
+        or attempt.children
+        or attempt.is_after_the_end
+    ):
         return
     try:
-        result = run.result
-        if run.envelope.parent_id is not None:
-            store = run.state.store
-            collected = None if store is None else store.collect_results(run.envelope.parent_id)
+        result = attempt.result
+        if attempt.envelope.parent_id is not None:
+            store = attempt.state.store
+            collected = None if store is None else store.collect_results(attempt.envelope.parent_id)
             if collected is None:
                 return
-            result = _in_order(run, task, collected)
-        run.launching = True
-        task().finish(result, run.envelope.data)
+            result = _in_order(attempt, task, collected)
+        attempt.launching = True
+        task().finish(result, attempt.envelope.data)
     except Exception:
-        logger.exception("The finish of envelope %s failed; nothing is run again.", run.envelope.id)
+        logger.exception(
+            "The finish of envelope %s failed; nothing is run again.", attempt.envelope.id
+        )
     finally:
-        run.launching = False
-    if additions := _taken(run, with_children=False):
-        run.state.launcher.add(run.state, additions)
+        attempt.launching = False
+    if additions := _taken(attempt, with_children=False):
+        attempt.state.launcher.add(attempt.state, additions)
 
 
-def _taken(run: Run, *, with_children: bool) -> list[Envelope]:
-    """Return, once, what ``run`` adds."""
-    additions, run.additions = run.additions, []
+def _taken(attempt: Attempt, *, with_children: bool) -> list[Envelope]:
+    """Return, once, what ``attempt`` adds."""
+    additions, attempt.additions = attempt.additions, []
     if with_children:
         return additions
-    return [each for each in additions if each.id not in run.children]
+    return [each for each in additions if each.id not in attempt.children]
 
 
-def _in_order(run: Run, task: type[AsyncTask], results: Mapping[str, Any]) -> list[Any]:
+def _in_order(attempt: Attempt, task: type[AsyncTask], results: Mapping[str, Any]) -> list[Any]:
     """Return the receivers' results in the order of their connection."""
-    known = [*run.receivers_of(task)]
+    known = [*attempt.receivers_of(task)]
     names = [name for name in known if name in results]
     names += sorted(results.keys() - set(names))
     # What a run for one receiver returns is, by default, a list of its one result.

@@ -22,7 +22,7 @@ from ..signing import CONTENT_TYPE, VERDICT_HEADER, WrongVersion
 from ..state import state_of
 from ..verdict import STATUS, Outcome, Verdict
 from ..wsgi import is_served
-from .attempt import RUN, Run
+from .attempt import ATTEMPT, Attempt
 from .executor import execute
 
 if TYPE_CHECKING:
@@ -74,9 +74,9 @@ class Endpoint:
         self._slots = threading.BoundedSemaphore(config.concurrency)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        run: Run | None = environ.get(RUN)
-        if run is not None:
-            run.verdict = execute(run, self._wsgi_app, environ)
+        attempt: Attempt | None = environ.get(ATTEMPT)
+        if attempt is not None:
+            attempt.verdict = execute(attempt, self._wsgi_app, environ)
             return _answer(start_response, 204)
         self._observe(environ)
         if self._start is not None and is_served(environ):
@@ -91,7 +91,7 @@ class Endpoint:
         try:
             token = _read(environ, config.max_bytes + _OVERHEAD)
             envelope, issued_at = signing.verify(token, now=time.time(), max_age=config.max_age)
-            verdict = self._run(Run(state, envelope), token, issued_at, environ)
+            verdict = self._run(Attempt(state, envelope), token, issued_at, environ)
         except TokenError as error:
             if type(error) not in _GENUINE:
                 send(task_rejected, self._app, envelope=None, reason=str(error))
@@ -107,15 +107,17 @@ class Endpoint:
             headers.append(("Retry-After", "1"))
         return _answer(start_response, STATUS[verdict.outcome], headers)
 
-    def _run(self, run: Run, token: bytes, issued_at: float, environ: WSGIEnvironment) -> Verdict:
+    def _run(
+        self, attempt: Attempt, token: bytes, issued_at: float, environ: WSGIEnvironment
+    ) -> Verdict:
         if not self._slots.acquire(blocking=False):
             return Verdict(
                 Outcome.BUSY, "As many envelopes run as 'ASYNC_HOOKS_CONCURRENCY' allows."
             )
         try:
-            if run.envelope.lease is None:  # Else the outbox knows whether it began.
-                run.state.replay_guard.consume(token, issued_at)
-            return execute(run, self._wsgi_app, environ)
+            if attempt.envelope.lease is None:  # Else the outbox knows whether it began.
+                attempt.state.replay_guard.consume(token, issued_at)
+            return execute(attempt, self._wsgi_app, environ)
         finally:
             self._slots.release()
 

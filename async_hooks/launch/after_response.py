@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from flask import Flask, request
 
 from ..context import request_of
-from ..endpoint.attempt import RUN
+from ..endpoint.attempt import ATTEMPT
 from ..wsgi import close, is_served
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ class AfterResponse:
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         # Of a server that does not name itself, it is only made a little early.
-        pending = environ[PENDING] = Pending(closes=RUN in environ or is_served(environ))
+        pending = environ[PENDING] = Pending(closes=ATTEMPT in environ or is_served(environ))
         try:
             body = self._wsgi_app(environ, start_response)
         except BaseException:

@@ -15,7 +15,7 @@ from typing import Any
 
 from flask import Flask, current_app
 
-from ..context import admits, current_run, origin
+from ..context import admits, current_attempt, origin
 from ..envelope import Envelope, new_id
 from ..errors import AsyncHooksError, ConfigError, DataError, OutboxUnavailable
 from ..log import one_line
@@ -46,8 +46,8 @@ class Trigger(AppBound):
         state: State | None = current_app.extensions.get(KEY)
         if state is None or self.tasks() is not state.tasks:
             return None
-        run = current_run.get(None)
-        if run is not None and not run.launching:
+        attempt = current_attempt.get(None)
+        if attempt is not None and not attempt.launching:
             return None
         return _trigger(state, self._task, sender, kwargs)
 
@@ -99,8 +99,8 @@ def dispatch(
             f"Task {task.name!r} is not registered for {state.app.name!r}. "
             "Decorate it with @hooks.register."
         )
-    run = current_run.get(None)
-    if run is not None and not run.launching:
+    attempt = current_attempt.get(None)
+    if attempt is not None and not attempt.launching:
         raise AsyncHooksError(
             f"Task {task.name!r} was dispatched in the fresh request of another, outside its "
             "run_action. Dispatch it where async_hooks.current_envelope is false."
@@ -137,9 +137,9 @@ def _envelope(
             "'ASYNC_HOOKS_URL' is not set, no request has shown yet where this app listens, and "
             "'ASYNC_HOOKS_FALLBACK' is None. Set one of them."
         )
-    run = current_run.get(None)
-    if run is not None:
-        run.count_launch(task)
+    attempt = current_attempt.get(None)
+    if attempt is not None:
+        attempt.count_launch(task)
     # What travels beside the data counts as well: the endpoint limits the whole.
     max_bytes = state.config.max_bytes
     carried, where = state.context.capture(max_bytes), origin(state.app)
@@ -149,7 +149,7 @@ def _envelope(
         id=envelope_id,
         task=task.name,
         body=snapshot(data, max_bytes=max_bytes - beside),
-        depth=run.envelope.depth + 1 if run is not None else 0,
+        depth=attempt.envelope.depth + 1 if attempt is not None else 0,
         user=visitor,
         carried=carried,
         origin=where,
@@ -198,23 +198,25 @@ def _digest(task: type[AsyncTask], key: str) -> str:
 
 def _launch(state: State, envelope: Envelope) -> str:
     """Send the envelope on its way: into the outbox if there is one, else into memory."""
-    run, key, winner = current_run.get(None), envelope.unique_key, None
+    attempt, key, winner = current_attempt.get(None), envelope.unique_key, None
     if state.store is None:
         send(task_launched, state.app, envelope=envelope)
         hand_over(state, envelope)
         return envelope.id
-    if state.session is None and run is None:
+    if state.session is None and attempt is None:
         winner = add(state, [envelope]).get(envelope.id)
     elif key is not None:
-        own = {each.unique_key: each.id for each in run.additions} if run is not None else {}
+        own = (
+            {each.unique_key: each.id for each in attempt.additions} if attempt is not None else {}
+        )
         winner = own.get(key) or (state.session or state.store).unfinished(key)
     if winner is not None:
         return winner
     # Added when the app's transaction commits, or with the run's completion.
     if state.session is not None:
         state.session.add(envelope)
-    elif run is not None:
-        run.additions.append(envelope)
+    elif attempt is not None:
+        attempt.additions.append(envelope)
     send(task_launched, state.app, envelope=envelope)
     return envelope.id
 

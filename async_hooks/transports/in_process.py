@@ -7,7 +7,7 @@ import time
 
 from flask import Flask
 
-from ..endpoint.attempt import RUN, Run
+from ..endpoint.attempt import ATTEMPT, Attempt
 from ..endpoint.fresh_request import fresh_environ, serve
 from ..envelope import Envelope
 from ..state import state_of
@@ -23,13 +23,13 @@ class InProcess:
     def send(self, envelope: Envelope) -> Verdict:
         return _verdict_of(self._run(envelope))
 
-    def _run(self, envelope: Envelope) -> Run:
+    def _run(self, envelope: Envelope) -> Attempt:
         state = state_of(self._app)
-        run = Run(state, envelope)
+        attempt = Attempt(state, envelope)
         environ = fresh_environ(f"{state.config.url_prefix}/run", envelope.origin)
-        environ[RUN] = run
+        environ[ATTEMPT] = attempt
         contextvars.Context().run(serve, self._app.wsgi_app, environ)
-        return run
+        return attempt
 
 
 class Eager(InProcess):
@@ -41,13 +41,13 @@ class Eager(InProcess):
         now = time.time()
         token = state.signing.sign(envelope, now=now)
         arrived, _ = state.signing.verify(token, now=now, max_age=state.config.max_age)
-        run = self._run(arrived)
-        if run.exception is not None:
-            raise run.exception
-        return _verdict_of(run)
+        attempt = self._run(arrived)
+        if attempt.exception is not None:
+            raise attempt.exception
+        return _verdict_of(attempt)
 
 
-def _verdict_of(run: Run) -> Verdict:
-    if run.verdict is None:
+def _verdict_of(attempt: Attempt) -> Verdict:
+    if attempt.verdict is None:
         return Verdict(Outcome.INTERCEPTED, "A WSGI middleware answered before the app did.")
-    return run.verdict
+    return attempt.verdict

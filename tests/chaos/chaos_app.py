@@ -21,7 +21,7 @@ from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy import select
 
 from async_hooks import AsyncHooks, AsyncTask, current_envelope
-from async_hooks.context import current_run
+from async_hooks.context import current_attempt
 from async_hooks.outbox.store import Store
 from async_hooks.relay.claims import Claims
 from async_hooks.signals import task_discarded, task_failed, task_rejected, task_succeeded
@@ -76,7 +76,7 @@ def run(receiver: str, *, number: int, takes: float, how: str) -> None:
     """Note the begin, take ``takes`` seconds, write if the app has a database, note the end."""
     facts = {"id": current_envelope.id, "number": number, "receiver": receiver}
     facts["attempt"] = current_envelope.attempt
-    facts["run"] = current_run.get().chaos = os.urandom(8).hex()  # type: ignore[attr-defined]
+    facts["run"] = current_attempt.get().chaos = os.urandom(8).hex()  # type: ignore[attr-defined]
     note("begin", **facts)
     if how == "die":
         os.kill(os.getpid(), signal.SIGKILL)
@@ -94,7 +94,7 @@ def run(receiver: str, *, number: int, takes: float, how: str) -> None:
 
 @task_succeeded.connect
 def kept(sender: Flask, *, envelope: Any, **_: Any) -> None:
-    current: Any = current_run.get()
+    current: Any = current_attempt.get()
     uid = getattr(current, "chaos", None)
     if uid is not None and current.verdict.is_recorded:
         note("kept", id=envelope.id, run=uid)
@@ -102,7 +102,7 @@ def kept(sender: Flask, *, envelope: Any, **_: Any) -> None:
 
 @task_failed.connect
 def broke(sender: Flask, *, envelope: Any, **_: Any) -> None:
-    uid = getattr(current_run.get(None), "chaos", None)
+    uid = getattr(current_attempt.get(None), "chaos", None)
     if uid is not None:
         note("broke", id=envelope.id, run=uid)
 
