@@ -119,20 +119,40 @@ def test_writes_to_a_second_bind_count(make_shop: MakeShop, losses: Losses, tmp_
 # -- when -----------------------------------------------------------------------------------------
 
 
-def test_what_is_launched_while_the_session_flushes_is_sent_by_that_commit(shop: Shop) -> None:
+def launch_by_flush(shop: Shop) -> None:
     def launch(mapper: Any, connection: Any, order: Any) -> None:
         shop.launch(order.number)
 
     event.listen(shop.Order, "after_insert", launch)
-    assert shop.sent() == []  # Now SQLite's tables are there.
+
+
+def test_launches_are_inserted_with_the_root_commit_and_not_before(shop: Shop) -> None:
+    assert shop.sent() == []  # The tables are there.
+    said: list[str] = []
+    shop.engine.dispose()
+    event.listen(shop.engine, "connect", lambda made, _: made.set_trace_callback(said.append))
+    launch_by_flush(shop)
+
+    def view() -> None:
+        with shop.session.begin_nested():
+            shop.order(1)
+        assert not any("async_hooks_deliveries" in each for each in said)
+        shop.order(2)
+        shop.session.commit()
+
+    shop.visit(view)
+    assert "INSERT INTO async_hooks_deliveries" in said[-2]
+    assert said.index("COMMIT") == len(said) - 1
+    assert shop.sent() == [1, 2]
+
+
+def test_what_a_flush_launched_goes_with_what_it_wrote(shop: Shop) -> None:
+    launch_by_flush(shop)
+    shop.write("INSERT INTO orders (number) VALUES (0)")
 
     def view() -> None:
         shop.order(1)
-        shop.session.flush()
-        assert shop.sent() == []
-        shop.session.commit()
-        assert shop.sent() == [1]
-        shop.order(1)
+        shop.order(0)
         with pytest.raises(IntegrityError):
             shop.session.commit()
         shop.session.rollback()
@@ -141,7 +161,7 @@ def test_what_is_launched_while_the_session_flushes_is_sent_by_that_commit(shop:
         shop.session.rollback()
 
     shop.visit(view)
-    assert shop.sent() == [1]
+    assert shop.sent() == []
 
 
 def test_a_body_that_commits_after_the_response_sends(shop: Shop, losses: Losses) -> None:

@@ -12,7 +12,18 @@ from typing import Any
 import blinker
 from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
-from sqlalchemy import Column, Engine, Integer, String, create_engine, event, insert, text, update
+from sqlalchemy import (
+    Column,
+    Engine,
+    Integer,
+    String,
+    create_engine,
+    delete,
+    event,
+    insert,
+    text,
+    update,
+)
 from sqlalchemy.orm import declarative_base, scoped_session, sessionmaker
 
 from async_hooks import AsyncHooks, AsyncTask, Delivery, DeliveryState
@@ -220,6 +231,7 @@ CHANGES: dict[str, Callable[[Shop, int], object]] = {
     "bulk change": lambda shop, n: shop.session.execute(
         update(shop.Order).filter_by(number=n).values(note="changed")
     ),
+    "bulk delete": lambda shop, n: shop.session.execute(delete(shop.Order).filter_by(number=n)),
 }
 
 #: Ways to read alone.
