@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
-import threading
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -85,16 +85,17 @@ class Ids:
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
-        self._lock = threading.Lock()
-        self._milliseconds = self._counter = 0
+        self._latest = 0
+        self._counter = itertools.count(1)  # Threads get different numbers without a lock.
         # Random bits for each id would cost a system call that gives up the GIL, in the request.
         self._process = os.urandom(6).hex()
 
     def next(self) -> str:
-        with self._lock:
-            self._milliseconds = max(self._milliseconds, int(self._clock() * 1000))
-            self._counter += 1
-            return f"{self._milliseconds:012x}{self._counter & 0xFFFFFFFF:08x}{self._process}"
+        milliseconds = int(self._clock() * 1000)
+        if milliseconds > self._latest:
+            self._latest = milliseconds
+        number = next(self._counter) & 0xFFFFFFFF
+        return f"{self._latest << 32 | number:020x}{self._process}"
 
 
 _ids = PerProcess(Ids)

@@ -27,6 +27,9 @@ from ..task import AsyncTask, Auth, LaunchOptions, SkipTask, check_options
 from ..validation import delay_seconds, is_text
 from .after_response import after_response
 
+#: A trigger asks for nothing but what its task declares.
+_DECLARED = LaunchOptions()
+
 logger = logging.getLogger("async_hooks")
 
 
@@ -70,7 +73,7 @@ def _trigger(
         if not admits(task.auth_level, anonymous=user is None):
             return None
         data = task().prepare_data(sender, **kwargs)
-        envelope = _envelope(state, task, data, user, LaunchOptions(), envelope_id)
+        envelope = _envelope(state, task, data, user, _DECLARED, envelope_id)
     except SkipTask:
         return None
     except Exception as error:
