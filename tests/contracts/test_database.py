@@ -42,25 +42,6 @@ from tests.support.databases import KINDS, fresh_database
 SERVERS = [kind for kind in KINDS if kind != "sqlite"]
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["own", "app"])
-def is_own(request: pytest.FixtureRequest) -> bool:
-    found: bool = request.param
-    return found
-
-
-@pytest.fixture(scope="module", params=KINDS)
-def tables(request: pytest.FixtureRequest, tmp_path_factory: Any, is_own: bool) -> Iterator[Outbox]:
-    folder = tmp_path_factory.mktemp(request.param)
-    with an_outbox(request.param, folder, is_own=is_own) as made:
-        yield made
-
-
-@pytest.fixture
-def outbox(tables: Outbox) -> Outbox:
-    tables.clear()
-    return tables
-
-
 @pytest.fixture(params=KINDS)
 def empty(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Outbox]:
     """A database without our tables."""

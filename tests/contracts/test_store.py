@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,31 +14,11 @@ from async_hooks.outbox import audiences, queries
 from async_hooks.outbox.claiming import QueueHead, queue_heads
 from async_hooks.outbox.processes import ProcessRow
 from async_hooks.outbox.schema import deliveries
-from tests.contracts.outboxes import NOW, Outbox, Steps, an_outbox, envelope
-from tests.support.databases import KINDS
+from tests.contracts.outboxes import NOW, Outbox, Steps, envelope
 
 COLUMNS_OF_A_HOLDER = ("process_id", "lease")
 
 COLLATION = "Texts are compared as the server's collation says."
-
-
-@pytest.fixture(scope="module", params=[False, True], ids=["app", "own"])
-def is_own(request: pytest.FixtureRequest) -> bool:
-    found: bool = request.param
-    return found
-
-
-@pytest.fixture(scope="module", params=KINDS)
-def tables(request: pytest.FixtureRequest, tmp_path_factory: Any, is_own: bool) -> Iterator[Outbox]:
-    folder = tmp_path_factory.mktemp(request.param)
-    with an_outbox(request.param, folder, is_own=is_own) as made:
-        yield made
-
-
-@pytest.fixture
-def outbox(tables: Outbox) -> Outbox:
-    tables.clear()
-    return tables
 
 
 # -- adding

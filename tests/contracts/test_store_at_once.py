@@ -27,12 +27,6 @@ def tables(request: pytest.FixtureRequest, tmp_path_factory: Any) -> Iterator[Ou
         yield made
 
 
-@pytest.fixture
-def outbox(tables: Outbox) -> Outbox:
-    tables.clear()
-    return tables
-
-
 def complete(steps: Steps, running: Envelope) -> object:
     return steps.complete(running)
 
