@@ -12,7 +12,7 @@ class ConfigError(AsyncHooksError):
 
 
 class OutboxRequired(ConfigError):
-    """Something was asked for that only an outbox can keep, such as a delay or a retry."""
+    """An option that needs an outbox, such as a delay or a retry, was used without one."""
 
 
 class OutboxUnavailable(AsyncHooksError):

@@ -63,7 +63,7 @@ class AsyncHooks:
         """Set up ``app``: read its configuration, mount the endpoint, watch its requests.
 
         :raises ConfigError: for a wrong configuration, or if ``app`` is set up already.
-        :raises OutboxRequired: if a task declares what only an outbox can keep, and there is none.
+        :raises OutboxRequired: if a task declares options that need an outbox, and there is none.
         """
         if KEY in app.extensions:
             raise ConfigError(f"{app.name!r} has an AsyncHooks already. Call init_app once.")
@@ -100,7 +100,7 @@ class AsyncHooks:
         in the apps that were made before.
 
         :raises ConfigError: if it is declared wrongly, or its name is taken.
-        :raises OutboxRequired: if it declares what only an outbox can keep.
+        :raises OutboxRequired: if it declares options that need an outbox, and there is none.
         """
         check(task)
         if self._tasks.find(task.name) is not task:

@@ -87,7 +87,7 @@ def paced(port: int, paths: Iterable[str], *, pause: float) -> Iterator[Sample]:
 def closed_loop(
     port: int, paths: Iterable[str], *, connections: int, keep_alive: bool = True
 ) -> list[Sample]:
-    """Ask for all paths on so many connections, each asking on as soon as it was answered.
+    """Ask for all paths on ``connections``, each asking on as soon as it was answered.
 
     Without ``keep_alive``, each request has a connection of its own, as those of as many visitors:
     otherwise one stays with the process that accepted it, and one process may have accepted all.

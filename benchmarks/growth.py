@@ -109,7 +109,7 @@ def _report_memory(deliveries: int) -> None:
 
 
 def _resident(deliveries: int) -> list[tuple[int, int]]:
-    """Have one worker carry so many; return how many were done and its bytes, sample by sample."""
+    """Have one worker carry ``deliveries``; return how many were done and its bytes, by sample."""
     system = replace(SQLITE_WORKERS, workers=SQLITE_WORKERS.workers[:1])
     with deployed(system) as deployment:
         with outbox_at(deployment.database_url, Path(deployment.folder)) as outbox:

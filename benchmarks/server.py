@@ -60,7 +60,7 @@ class Server:
         return range(first, self.launched)
 
     def triggers(self, requests: int, launches: int = 1) -> list[str]:
-        """Return the paths of so many requests, each of which makes so many launches."""
+        """Return the paths of ``requests``, each of which makes ``launches``."""
         numbers = self.numbers(requests * launches)
         return [f"/trigger/{first}/{launches}" for first in numbers[::launches]]
 

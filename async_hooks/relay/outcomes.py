@@ -57,7 +57,7 @@ OTHERWISE = Rule(Action.RETRY, "an attempt", slows=True)
 #: The process that ran it died, and only others say so.
 CRASHED = RULES["connection-broken"]
 
-#: Its time is up, and nobody said what became of it.
+#: Its time is up, and no verdict came.
 LOST = RULES["timeout"]
 
 
