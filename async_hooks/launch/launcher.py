@@ -27,7 +27,6 @@ from ..task import AsyncTask, Auth, LaunchOptions, SkipTask, check_options
 from ..validation import delay_seconds, is_text
 from .after_response import after_response
 
-#: A trigger asks for nothing but what its task declares.
 _DECLARED = LaunchOptions()
 
 logger = logging.getLogger("async_hooks")
@@ -209,9 +208,8 @@ def _launch(state: State, envelope: Envelope) -> str:
     if state.session is None and attempt is None:
         winner = add(state, [envelope]).get(envelope.id)
     elif key is not None:
-        own = (
-            {each.unique_key: each.id for each in attempt.additions} if attempt is not None else {}
-        )
+        additions = () if attempt is None else attempt.additions
+        own = {each.unique_key: each.id for each in additions}
         winner = own.get(key) or (state.session or state.store).unfinished(key)
     if winner is not None:
         return winner
