@@ -68,7 +68,7 @@ class Context:
         try:
             return self.redaction(value)
         except Exception:
-            logger.exception("What redacts results and errors failed: nothing is kept.")
+            logger.exception("The redact function failed; the value is not kept.")
             return None
 
     def knows_visitors(self, app: Flask) -> bool:
@@ -134,7 +134,7 @@ def _flask_login_visitor(app: Flask) -> Any:
 
     if vars(app)["login_manager"]._user_callback is None:
         raise ConfigError(
-            "Flask-Login has no user_loader, so nobody can be told by an id. Give it one, or call "
+            "Flask-Login has no user_loader, so no user can be loaded by id. Give it one, or call "
             "hooks.identity(capture, restore)."
         )
     return current_user.get_id() if current_user.is_authenticated else None

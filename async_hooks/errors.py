@@ -1,4 +1,4 @@
-"""What can go wrong, a class per decision that a caller can take."""
+"""The errors: one class for each decision of the caller."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class TransportError(AsyncHooksError):
 
 
 class AddressUnknown(TransportError):
-    """Nobody has told, and no request has shown yet, where this app listens."""
+    """This app's address is not configured, and no request has shown it."""
 
     unsent = True
     cause = "address-unknown"

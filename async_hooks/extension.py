@@ -42,7 +42,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 class AsyncHooks:
     """Defers what signals trigger to fresh requests of the same app.
 
-    One object serves any number of apps: what it keeps for each lies in that app.
+    One object serves any number of apps: it keeps each app's state in that app.
     """
 
     def __init__(self, app: Flask | None = None, *, db: Any = None, session: Any = None) -> None:
@@ -96,7 +96,7 @@ class AsyncHooks:
     def register(self, task: Task) -> Task:
         """Make ``task`` launch when its action is sent; also a class decorator.
 
-        Of a local class that an app factory defines at each of its calls, the newest counts, also
+        If an app factory defines a local class at each call, the newest definition counts, also
         in the apps that were made before.
 
         :raises ConfigError: if it is declared wrongly, or its name is taken.
@@ -131,7 +131,7 @@ class AsyncHooks:
         return job
 
     def redact(self, function: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        """Let ``function`` see each result, and each error's text, before the outbox keeps it.
+        """Pass each result and each error text to ``function`` before the outbox stores it.
 
         What it returns is kept. Also a decorator.
         """
@@ -171,7 +171,7 @@ class AsyncHooks:
         return connect
 
     def identity(self, capture: Capture, restore: Restore) -> None:
-        """Tell who visits, where Flask-Login does not.
+        """Identify the visitor without Flask-Login.
 
         ``capture()`` returns the visitor's id (what JSON can carry), None if anonymous, in the
         triggering request. ``restore(id)`` makes the fresh request that visitor's, before any

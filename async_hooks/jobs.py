@@ -26,7 +26,8 @@ class Job(Generic[P, R]):
     def __init__(self, function: Callable[P, R], options: Mapping[str, Any]) -> None:
         for key in options:
             if key not in (*OPTIONS, *METHODS):
-                raise ConfigError(f"{key!r} is no option of a job. There are: {', '.join(OPTIONS)}")
+                known = ", ".join((*OPTIONS, *METHODS))
+                raise ConfigError(f"{key!r} is no option of a job. There are: {known}")
         functools.update_wrapper(self, function)
         self._function = function
         self.task = _task(function, options)

@@ -115,7 +115,7 @@ class Signing:
             _check_age(payload, now, max_age)
             return _envelope(payload), float(payload["iat"])
         except (LookupError, TypeError, ValueError, RecursionError) as error:
-            raise TokenError("The token is signed but says nothing that makes sense.") from error
+            raise TokenError("The token is signed but its content is invalid.") from error
 
     def sign_verdict(self, token: bytes, verdict: Verdict) -> str:
         """Return ``verdict`` about ``token``, and no other, as one line of ASCII.
@@ -170,7 +170,7 @@ def _secrets(app: Flask) -> tuple[str | bytes, ...]:
     ):
         raise ConfigError(
             "expected 'SECRET_KEY_FALLBACKS' to be a list of former keys, none of them empty. "
-            "Take it out, or name the keys one by one."
+            "Remove it, or list the keys."
         )
     return (*fallbacks, app.secret_key)
 
@@ -183,7 +183,7 @@ def _unsign(signer: Signer, signed: bytes) -> bytes:
     signature = signed[len(payload) + 1 :]
     if base64_encode(base64_decode(signature)) != signature:
         # Base64 has several spellings for the same bytes; only the one that was signed counts.
-        raise TokenError("The signature is not written as it was signed.")
+        raise TokenError("The signature's encoding is not canonical.")
     return payload
 
 

@@ -1,6 +1,6 @@
 """What the library keeps for one app: a frozen record in ``app.extensions["async_hooks"]``.
 
-What lower rooms need of higher ones they reach through it, by the protocols below.
+Lower layers reach higher ones through it, by the protocols below.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ from .validation import (
 #: In a receiver's place: the envelope tells its task that a delivery was discarded.
 DISCARDED = "#discarded"
 
-#: Seconds; no backoff is longer.
+#: Seconds at which the default backoff ends, ± 20 %.
 LONGEST_BACKOFF = 3600.0
 
 
@@ -123,12 +123,12 @@ class AsyncTask:
     def backoff(self, attempt: int) -> float | timedelta:
         """Return the seconds to wait after ``attempt`` failed, counted from 1. Needs an outbox.
 
-        The default triples them from 5 seconds to an hour, give or take a fifth.
+        The default starts at 5 seconds and triples up to an hour, ± 20 %.
         """
         return exponential(attempt)
 
     def unique_key(self, data: dict[str, Any]) -> str | None:
-        """Return what no two unfinished deliveries of this task may share. Needs an outbox.
+        """Return a key that only one unfinished delivery may hold. Needs an outbox.
 
         A launch whose key is taken adds nothing, and returns the id of the delivery that has it.
         """

@@ -587,7 +587,7 @@ def test_a_bug_of_ours_pauses_the_loop_and_shows(
         taken = process.claims.next()
     process.claims.stop()
     process.claims.end([], TransportError("the process ends"))
-    assert "The relay failed, and goes on" in caplog.text
+    assert "The relay failed; it retries" in caplog.text
     assert taken is not None
     assert taken.id == launched
 

@@ -172,7 +172,7 @@ def test_the_groups_listing_cuts_no_help(shop: Shop) -> None:
         (["deliveries", "--task", "a\nb"], "without control characters"),
         (["retry"], "Name an ID, or --state"),
         (["retry", "x", "--state", "discarded"], "not both"),
-        (["retry", "x", "--queue", "q"], "go with --state"),
+        (["retry", "x", "--queue", "q"], "need --state"),
         (["retry", "--state", "executing"], "'available', 'completed', 'discarded', 'cancelled'"),
         (["cancel", "--state", "completed"], "'available', 'executing'"),
         (["purge", "--older-than", "-1"], "expected seconds, 0 or more"),

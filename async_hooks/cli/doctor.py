@@ -86,6 +86,6 @@ def _address(config: configuration.Config, url: str | None) -> tuple[str, str]:
     if config.url is None:
         raise AddressUnknown(
             "'ASYNC_HOOKS_URL' is not set, and this command has served no request that would show "
-            "where the app listens. Name it with --url; a server finds it out by itself."
+            "where the app listens. Name it with --url; a server detects it itself."
         )
     return config.url, why

@@ -21,15 +21,15 @@ from .render import Stderr, Table, show, to_the_second
     type=period,
     default="60",
     show_default=True,
-    help="How long a delivery may be due: seconds, or such as 5m.",
+    help="How long a delivery may be due, in seconds or e.g. 5m.",
 )
 @as_json
 def health(patience: float, as_json: bool) -> int:
     """One-line health check, for monitoring.
 
     Exits with 0 if all is well, with 1 if a delivery has been due for too long, no process relays
-    what is due, a relay has a problem or the database can't be used, and with 2 if the app has no
-    outbox.
+    what is due, a relay has a problem, a former name of the app has unfinished deliveries or the
+    database can't be used, and with 2 if the app has no outbox.
     """
     outbox = needed_outbox()
     if patience == 0:
@@ -119,7 +119,7 @@ def _backlog_row(waiting: dict[str, Any]) -> list[str]:
 def deliveries(limit: int, as_json: bool, **filters: str | None) -> None:
     """List deliveries, newest first.
 
-    With --json also their data and results.
+    --json adds their data and results.
 
     Exits with 0, with 1 if the database can't be used, with 2 if the app has no outbox.
     """

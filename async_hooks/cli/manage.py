@@ -1,4 +1,4 @@
-"""``flask async-hooks`` init-db, retry, cancel, pause, resume and purge: change deliveries."""
+"""``flask async-hooks`` init-db, adopt, retry, cancel, pause, resume, purge: change deliveries."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # Comes with an optional extra.
 
 
 @cli.command()
-@click.option("--recreate", is_flag=True, help="Delete the tables with all that is in them first.")
+@click.option("--recreate", is_flag=True, help="First delete the tables and their contents.")
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 def init_db(recreate: bool, yes: bool) -> None:
     """Create the outbox's tables.
@@ -30,7 +30,7 @@ def init_db(recreate: bool, yes: bool) -> None:
     """
     outbox = needed_outbox()
     if recreate and not yes:
-        click.confirm("Delete the outbox's tables with all that is in them?", abort=True)
+        click.confirm("Delete the outbox's tables and all their contents?", abort=True)
     done = "were created" if outbox.create(recreate=recreate) else "are up to date"
     say(f"The outbox's tables {done}, version {outbox.version}.")
 
@@ -42,7 +42,7 @@ def adopt(former: str, yes: bool) -> None:
     """Adopt the deliveries of this app's former name.
 
     OLD is a former ASYNC_HOOKS_AUDIENCE; by default that was the app's name. Where this app holds
-    the same unique key already, OLD's delivery gives its own up.
+    the same unique key already, OLD's delivery loses its key.
 
     Exits with 0, with 1 if the answer was no or the database can't be used, and with 2 if the app
     has no outbox.
@@ -81,7 +81,7 @@ def _selection(*states: DeliveryState) -> list[click.Parameter]:
 def retry(**selection: Any) -> int:
     """Retry deliveries now, with a fresh attempt count.
 
-    Name IDs, or --state for all deliveries in it. What is executing is left alone. Of a fan-out,
+    Name IDs, or --state for all deliveries in it. Executing ones are skipped. In a fan-out,
     the children that did not succeed are retried.
 
     Exits with 0, with 1 if an ID does not exist or was not retried, if the answer was no or the
@@ -118,7 +118,7 @@ def _change(
 ) -> int:
     """Change the deliveries that are selected; return 1 if one that was named was not changed."""
     if state is None and any(filters.values()):
-        raise click.UsageError("--task and --queue go with --state.")
+        raise click.UsageError("--task and --queue need --state.")
     if state is None and not ids:
         raise click.UsageError("Name an ID, or --state for all deliveries in it.")
     if state is not None and ids:
@@ -157,7 +157,7 @@ def _in_steps(verb: Verb, number: int, steps: Iterable[int], yes: bool, which: s
 def pause(queue: str) -> None:
     """Pause a queue: nothing in it starts until it is resumed.
 
-    What a process has claimed before still runs.
+    Deliveries already claimed still run.
 
     Exits with 0, with 1 if the database can't be used, with 2 if the app has no outbox.
     """
@@ -182,13 +182,13 @@ def resume(queue: str) -> None:
 @click.option(
     "--older-than",
     type=period,
-    help="Seconds since they finished, or such as 12h, 7d; default: ASYNC_HOOKS_KEEP.",
+    help="Minimum age in seconds, or e.g. 12h, 7d; default: ASYNC_HOOKS_KEEP.",
 )
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 def purge(older_than: float | None, yes: bool) -> None:
     """Delete deliveries that finished long enough ago.
 
-    The relays do the same by themselves, after ASYNC_HOOKS_KEEP.
+    The relays do this automatically, after ASYNC_HOOKS_KEEP.
 
     Exits with 0, with 1 if the answer was no or the database can't be used, and with 2 if the app
     has no outbox.

@@ -47,7 +47,7 @@ def period(text: str) -> float:
     match = _PERIOD.fullmatch(text)
     if match is None:
         raise click.BadParameter(
-            f"expected seconds, 0 or more, or such as 45s, 30m, 12h, 7d, got: {text!r}"
+            f"expected 0 or more seconds, or e.g. 45s, 30m, 12h, 7d, got: {text!r}"
         )
     return float(match[1]) * _UNITS[match[2]]
 

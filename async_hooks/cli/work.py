@@ -49,9 +49,9 @@ def worker(context: click.Context, /, queues: tuple[str, ...], **chosen: Any) ->
     """Run a worker.
 
     It runs the outbox's deliveries without a web server, each as a fresh request of the app. TERM
-    or Ctrl-C lets what runs finish (for up to ASYNC_HOOKS_GRACE seconds) and releases the rest; a
-    second one ends it at once. A receiver that kills its process ends neither the worker nor
-    other deliveries.
+    or Ctrl-C lets runs finish (for up to ASYNC_HOOKS_GRACE seconds) and releases the rest; a
+    second one ends it at once. If a receiver kills its process, the worker and
+    other deliveries continue.
 
     Exits with 0, with 1 if the one delivery of --once did not succeed, or if --once or --drain
     can't use the database, with 2 if there is no app or it has no outbox, and with 130 if it was
@@ -74,6 +74,6 @@ def worker(context: click.Context, /, queues: tuple[str, ...], **chosen: Any) ->
         return supervise(lambda: forked(make_work), options)
     # A test's runner, say, is not what to start again.
     if not {"async-hooks", "worker"} <= set(sys.argv):
-        raise click.UsageError("--fresh needs a command line of its own.")
+        raise click.UsageError("--fresh works only from a command line.")
     command = [sys.executable, *sys.orig_argv[1:]]
     return supervise(lambda: started_anew(command), options)

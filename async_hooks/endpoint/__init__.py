@@ -1,1 +1,1 @@
-"""Where an envelope arrives: the door, and the fresh request behind it."""
+"""Where an envelope arrives: the endpoint and its fresh request."""

@@ -1,4 +1,4 @@
-"""The far end of the movement: the app's own POST route, answered before Flask for strangers.
+"""The endpoint: the app's own POST route; it refuses strangers before Flask sees them.
 
 WSGI middleware. A token is verified here, so that no before_request, no session and no error
 page ever sees a stranger; then the app serves a fresh request, and its verdict is signed.
@@ -111,9 +111,7 @@ class Endpoint:
         self, attempt: Attempt, token: bytes, issued_at: float, environ: WSGIEnvironment
     ) -> Verdict:
         if not self._slots.acquire(blocking=False):
-            return Verdict(
-                Outcome.BUSY, "As many envelopes run as 'ASYNC_HOOKS_CONCURRENCY' allows."
-            )
+            return Verdict(Outcome.BUSY, "'ASYNC_HOOKS_CONCURRENCY' allows no more runs at once.")
         try:
             if attempt.envelope.lease is None:  # Else the outbox knows whether it began.
                 attempt.state.replay_guard.consume(token, issued_at)

@@ -60,7 +60,7 @@ def _begin(attempt: Attempt) -> Verdict | None:
         return None
     if store is None:
         return Verdict(
-            Outcome.UNKNOWN, "This process has no outbox. Is it configured as the other?"
+            Outcome.UNKNOWN, "This process has no outbox. Is its configuration the same?"
         )
     process = attempt.state.process[os.getpid()]
     begun = False
@@ -73,7 +73,7 @@ def _begin(attempt: Attempt) -> Verdict | None:
             if not begun:
                 process.forget(envelope)
     if not begun:
-        return Verdict(Outcome.REPLAYED, "This attempt began before, or another took its place.")
+        return Verdict(Outcome.REPLAYED, "This attempt already began, or another replaced it.")
     return None
 
 

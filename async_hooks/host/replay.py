@@ -134,7 +134,7 @@ class _Span:
                 self._read_on(self._file)
             if line[:_DIGEST] in self.lines:
                 return True
-        raise OSError("what is appended to it does not stay")
+        raise OSError("appended data is lost")
 
     def _read_on(self, file: int) -> None:
         """Read what was appended. Several threads may: each goes on where all before is read."""

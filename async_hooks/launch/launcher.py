@@ -1,4 +1,4 @@
-"""The first end of the movement: a signal is sent, and an envelope is made of it.
+"""The launcher: it turns a sent signal into an envelope.
 
 Launches are a request's first reason to put something off until :mod:`.after_response`.
 """

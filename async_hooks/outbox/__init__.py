@@ -1,1 +1,1 @@
-"""The outbox: the table where envelopes wait. The only room that speaks SQL. Needs SQLAlchemy."""
+"""The outbox: the table where envelopes wait. The only layer that uses SQL. Needs SQLAlchemy."""

@@ -59,7 +59,7 @@ class Outbox(Queries):
         return [self._delivery(row) for row in rows]
 
     def retry(self, delivery_id: str) -> bool:
-        """Make a delivery due now, with all attempts before it; false if it executes or is gone.
+        """Make a delivery due now and reset its attempts; false if it executes or is gone.
 
         Of a fan-out, that means its children that did not succeed.
         """

@@ -113,7 +113,7 @@ def _joined(
     def dropped(envelope: Envelope) -> None:
         error = "The app's session ended without the commit that it was launched before."
         logger.warning(
-            "Envelope %s of task %r is dropped: %s Call commit, or rollback if that is meant.",
+            "Envelope %s of task %r is dropped: %s Call commit, or rollback if intended.",
             envelope.id,
             envelope.task,
             error,

@@ -53,7 +53,7 @@ class Backlog:
 
 
 def problem_of(late: timedelta | None, relays: Sequence[RelaySeen], patience: float) -> str | None:
-    """Say what keeps deliveries, of which the first is ``late``, from getting away in time."""
+    """Say why deliveries are not sent in time; the oldest is ``late`` overdue."""
     alive = [relay for relay in relays if relay.is_alive]
     problem = cause = _problem(alive)
     if late is not None and not alive:
@@ -73,7 +73,7 @@ def reason(
     relays: Sequence[RelaySeen],
 ) -> str:
     """Say in one sentence why the delivery is where it is."""
-    error = f" The last attempt said: {delivery.error}" if delivery.error else ""
+    error = f" Last error: {delivery.error}" if delivery.error else ""
     finished = _in_words(delivery.finished_at)
     match delivery.state:
         case DeliveryState.COMPLETED | DeliveryState.CANCELLED:
@@ -85,7 +85,7 @@ def reason(
     alive = [relay for relay in relays if relay.is_alive]
     problem = _problem(alive)
     if not is_known:
-        why = "It is parked: this code knows no such task or receiver, by name or alias."
+        why = "It is parked: this code does not know its task or receiver."
     elif is_paused:
         why = f"It waits because the queue {delivery.queue!r} is paused."
     elif delivery.run_at > now:
@@ -95,7 +95,7 @@ def reason(
     elif problem is not None:
         why = f"It is due, and the relay has a problem: {problem}"
     else:
-        why = "It is due, and next in line when a relay has room."
+        why = "It is due, and waits for a relay to claim it."
     return f"{why}{error}"
 
 

@@ -91,7 +91,7 @@ def _add(connection: Connection, row: dict[str, Any]) -> str:
         winner = connection.execute(_LATEST_HOLDER, taken).one()
         if winner is not None:
             return str(winner.id)  # Else it finished just now, and ours may go.
-    raise OutboxUnavailable(f"The unique key of envelope {delivery_id!r} is fought over.")
+    raise OutboxUnavailable(f"The unique key of envelope {delivery_id!r} is contended.")
 
 
 def envelope_of(row: Any, *, lease: str | None, attempt: int) -> tuple[Envelope, str | None]:

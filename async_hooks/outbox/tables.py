@@ -101,7 +101,7 @@ def _check_version(found: int, connection: Connection, *, may_be_missing: bool) 
     if 0 < found < VERSION:
         raise OutboxUnavailable(
             f"The outbox's tables in {where} have version {found}; this code needs {VERSION}, and "
-            "can't convert them. To delete them, with all that waits there, and make new ones, "
+            "can't convert them. To delete them, with all deliveries, and create new ones, "
             "run: flask async-hooks init-db --recreate"
         )
     if found == 0 and not may_be_missing:

@@ -144,7 +144,7 @@ class Claims:
             self._thread = started(f"async_hooks-{self._app.name}-claims", self._run)
             if self._thread is None:
                 process.is_registered.clear()
-                logger.error("No thread can be started to relay; others have to.")
+                logger.error("Can't start a relay thread; others must relay.")
         return self._thread is not None
 
     def wake(self) -> None:
@@ -175,7 +175,7 @@ class Claims:
                 if isinstance(error, OutboxUnavailable):
                     logger.warning("The relay waits %.1f s: %s", pause, error)
                 else:
-                    logger.exception("The relay failed, and goes on in %.1f s.", pause)
+                    logger.exception("The relay failed; it retries in %.1f s.", pause)
                 process.ended.wait(pause * uniform(0.5, 1.0))  # noqa: S311
         process.notifier.close()
 

@@ -144,7 +144,7 @@ class Maintenance:
         if verdict is not None:
             self._settler.record(envelope, verdict)
         else:
-            self._settler.fail(envelope, LOST, "Nobody said what became of it.")
+            self._settler.fail(envelope, LOST, "Its outcome is unknown.")
 
     def _check_time(self, now: float) -> None:
         """Fail what runs here for too long; its thread goes on, and keeps its place."""

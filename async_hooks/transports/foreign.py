@@ -9,7 +9,7 @@ _APP_ITSELF = "Set 'ASYNC_HOOKS_URL' to the app itself."
 
 #: By status: the cause, and the remedy.
 _KNOWN = {
-    403: ("proxy", f"A proxy or a firewall stands before the app. {_APP_ITSELF}"),
+    403: ("proxy", f"A proxy or firewall is in front of the app. {_APP_ITSELF}"),
     404: ("another-app", "Another app listens there, or this one is mounted under a path."),
     405: ("another-app", "Another app listens there, or this one is mounted under a path."),
     413: ("too-large", "Raise the request size limit of the server or proxy that answered."),
@@ -31,10 +31,10 @@ def _explained(url: str, answer: Answer) -> tuple[str, str]:
     if 300 <= answer.status < 400:
         return _redirected(url, answer.headers.get("location", ""))
     if answer.status == 401 and "www-authenticate" in answer.headers:
-        return "basic-auth", "It asks who we are. Set 'ASYNC_HOOKS_AUTH' to (user, password)."
+        return "basic-auth", "It needs a login. Set 'ASYNC_HOOKS_AUTH' to (user, password)."
     if answer.status == 401 and answer.headers.get("content-length") == "0":
         return "wrong-secret", (
-            "It does not know our signature. Has that app another 'SECRET_KEY', or another "
+            "It rejected our signature. Does that app use another 'SECRET_KEY' or "
             "'ASYNC_HOOKS_AUDIENCE'?"
         )
     return _KNOWN.get(answer.status) or (
@@ -50,6 +50,6 @@ def _redirected(url: str, location: str) -> tuple[str, str]:
             "address of the app itself behind its proxy."
         )
     return "redirect", (
-        f"It redirects to {location!r}. Does a login page or a proxy stand before the app? "
+        f"It redirects to {location!r}. Is a login page or a proxy in front of the app? "
         f"{_APP_ITSELF}"
     )

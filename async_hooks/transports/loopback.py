@@ -134,7 +134,7 @@ class Loopback:
         if guesses:
             self._address.refute()
         raise AddressUnknown(
-            "'ASYNC_HOOKS_URL' is not set, and where this app listens is not known. Set it to the "
+            "'ASYNC_HOOKS_URL' is not set, and this app's address is unknown. Set it to the "
             "base URL under which this machine reaches the app, e.g. 'http://127.0.0.1:8000'."
         )
 

@@ -111,7 +111,7 @@ class Work:
             self._relay.stop(0 if is_stuck else None)
             send_in_context(worker_stopped, app, **facts)
         if is_stuck:
-            logger.error("Worker %s: what runs does not end; a new process.", options.name)
+            logger.error("Worker %s: all threads are stuck; restarting.", options.name)
         if options.once:
             return Exit.FAILED if is_stuck or self._relay.source.has_failed else Exit.DONE
         return Exit.RESTART if is_stuck or self._is_used_up else Exit.DONE
@@ -141,7 +141,7 @@ class Work:
 
     def _end_if_too_big(self) -> None:
         if self._options.max_rss is not None and (taken := resident()) > self._options.max_rss:
-            logger.info("Worker %s: %.0f MiB; a new process.", self._options.name, taken)
+            logger.info("Worker %s: %.0f MiB; restarting.", self._options.name, taken)
             self._is_used_up = True
             self._over.set()
 
