@@ -81,6 +81,7 @@ def due(
 
 def claim(
     database: Database,
+    audiences: Sequence[str],
     claim: Claim,
     ranks: Sequence[Sequence[QueueHead]],
     kinds: frozenset[tuple[str, str]],
@@ -92,10 +93,13 @@ def claim(
     if not ranks:
         return []
     if database.dialect != "postgresql":
-        return database.transaction(lambda c: _claim_in_steps(c, values, ranks, kinds, limit))
+        return database.transaction(
+            lambda c: _claim_in_steps(c, audiences, values, ranks, kinds, limit)
+        )
     heads = {head[:3]: rank for rank, heads in enumerate(ranks) for head in heads}
-    audiences, queues, priorities = map(list, zip(*heads, strict=True))
-    values |= {"audiences": audiences, "queues": queues, "priorities": priorities}
+    of_heads, queues, priorities = map(list, zip(*heads, strict=True))
+    values |= {"audiences": of_heads, "queues": queues, "priorities": priorities}
+    values["ours"] = list(audiences)
     values |= {"ranks": list(heads.values()), "most": limit}
     rows = database.execute(_claim_at_once(kinds), values).rows
     return sorted(
@@ -105,19 +109,20 @@ def claim(
 
 def _claim_in_steps(
     connection: Connection,
+    audiences: Sequence[str],
     values: dict[str, Any],
     ranks: Sequence[Sequence[QueueHead]],
     kinds: frozenset[tuple[str, str]],
     limit: int,
 ) -> list[Any]:
-    closed = _paused_of(connection, {head.audience for rank in ranks for head in rank})
+    closed = paused(connection, audiences)
     taken: list[Any] = []
     for rank in ranks:
         if len(taken) >= limit:
             break
         due: list[Any] = []
         for head in rank:
-            if (head.audience, head.queue) not in closed:
+            if head.queue not in closed:
                 where = {"of": head.audience, "in": head.queue, "at": head.priority}
                 most = {"until": values["until"], "most": limit - len(taken)}
                 due += connection.execute(_select_due(kinds), where | most).rows
@@ -186,7 +191,8 @@ def _claim_at_once(kinds: frozenset[tuple[str, str]]) -> UpdateBase:
         .render_derived()
     )
     h = head.c
-    closed = sa.exists().where(pauses.c.audience == h.audience, pauses.c.queue == h.queue)
+    ours = sa.any_(sa.bindparam("ours", type_=texts))
+    closed = sa.exists().where(pauses.c.audience == ours, pauses.c.queue == h.queue)
     found = (
         sa.select(_d.id, _d.run_at)
         .where(_due(h.audience, h.queue, h.priority, kinds))
@@ -212,15 +218,8 @@ _PAUSED = sa.select(pauses.c.queue).where(pauses.c.audience == sa.bindparam("of"
 
 def paused(runs: Database | Connection, audiences: Collection[str]) -> list[str]:
     """Return the names of the queues that are paused."""
-    return sorted({queue for _, queue in _paused_of(runs, audiences)})
-
-
-def _paused_of(runs: Database | Connection, audiences: Collection[str]) -> set[tuple[str, str]]:
-    return {
-        (audience, row.queue)
-        for audience in audiences
-        for row in runs.execute(_PAUSED, {"of": audience}).rows
-    }
+    found = (runs.execute(_PAUSED, {"of": audience}).rows for audience in audiences)
+    return sorted({row.queue for rows in found for row in rows})
 
 
 def make_due(audiences: Collection[str], now: float) -> UpdateBase:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
-from sqlalchemy import bindparam, delete, exists, insert, select, update
+from sqlalchemy import Executable, bindparam, delete, exists, insert, select, update
 from sqlalchemy.sql.dml import UpdateBase
 
 from ..delivery import DeliveryState
@@ -64,8 +64,8 @@ _UNREGISTERED = (
 )
 _RUNNING = _EXECUTING.where(_d.started_at.is_not(None)).order_by(_d.started_at, _d.id).limit(BATCH)
 _CLAIMED_BY = (
-    select(deliveries)
-    .where(_d.process_id == bindparam("of"), _d.state == DeliveryState.EXECUTING.value)
+    _EXECUTING.with_only_columns(*_d)
+    .where(_d.process_id == bindparam("of"))
     .order_by(_d.id)
     .limit(BATCH)
 )
@@ -133,8 +133,7 @@ class Processes:
     def claimed_by(self, process_id: str) -> list[Orphan]:
         """Return what the process has claimed of ours, as far as the table knows: a batch."""
         orphans: list[Orphan] = []
-        rows = self._database.execute(_CLAIMED_BY, {"of": process_id}).rows
-        for row in (row for row in rows if row.audience in self._audiences):
+        for row in self._of_each(_CLAIMED_BY, {"of": process_id}):
             has_begun = row.started_at is not None
             attempt = row.attempts if has_begun else row.attempts + 1
             envelope, _ = envelope_of(row, lease=row.lease, attempt=attempt)
@@ -144,7 +143,11 @@ class Processes:
     def executing(self) -> dict[str, list[str]]:
         """Return the ids of what runs, not only claimed, by process: the first of them, if many."""
         ids: dict[str, list[str]] = {}
-        for audience in self._audiences:
-            for row in self._database.execute(_RUNNING, {"whose": audience}).rows:
-                ids.setdefault(row.process_id, []).append(row.id)
+        for row in self._of_each(_RUNNING, {}):
+            ids.setdefault(row.process_id, []).append(row.id)
         return ids
+
+    def _of_each(self, statement: Executable, values: dict[str, Any]) -> Iterator[Any]:
+        """Yield what ``statement`` finds of each of our audiences."""
+        for audience in self._audiences:
+            yield from self._database.execute(statement, values | {"whose": audience}).rows

@@ -191,8 +191,9 @@ class Queries:
 
         What a process has claimed already still begins.
         """
-        row = {"audience": self._audiences[0], "queue": queue, "paused_at": self._now()}
-        self._database.execute(PAUSE, row, repeatable=True)
+        for audience in self._audiences:  # An older process of ours may know one of them only.
+            row = {"audience": audience, "queue": queue, "paused_at": self._now()}
+            self._database.execute(PAUSE, row, repeatable=True)
 
     def resume(self, queue: str) -> None:
         """Let what waits in ``queue`` begin again."""

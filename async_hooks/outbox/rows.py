@@ -69,19 +69,25 @@ def row_of(envelope: Envelope, *, audience: str, now: float) -> dict[str, Any]:
     }
 
 
-def add(connection: Connection, rows: Sequence[dict[str, Any]]) -> dict[str, str]:
-    """Add ``rows``.
+def add(
+    connection: Connection, rows: Sequence[dict[str, Any]], former: Sequence[str] = ()
+) -> dict[str, str]:
+    """Add ``rows``, of an app whose ``former`` audiences count as well.
 
     Return, for each whose ``unique_key`` an unfinished delivery has, the id of that one instead.
     What is there already, by its id, stays as it is.
     """
-    holders = {row["id"]: _add(connection, row) for row in rows}
+    holders = {row["id"]: _add(connection, row, former) for row in rows}
     return {delivery_id: winner for delivery_id, winner in holders.items() if winner != delivery_id}
 
 
-def _add(connection: Connection, row: dict[str, Any]) -> str:
+def _add(connection: Connection, row: dict[str, Any], former: Sequence[str]) -> str:
     """Add ``row`` unless it is there, or its unique key is taken; return the id that holds."""
     delivery_id: str = row["id"]
+    for audience in former if row["unique_key"] is not None else ():
+        winner = connection.execute(HOLDER, {"of": audience, "key": row["unique_key"]}).one()
+        if winner is not None:
+            return str(winner.id)
     for _ in range(_TRIES):
         if connection.execute(INSERT, row).rowcount == 1:
             return delivery_id

@@ -56,11 +56,14 @@ class Store:
         if len(rows) == 1 and rows[0]["unique_key"] is None:
             self.database.execute(INSERT, rows[0], repeatable=True)
             return {}
-        return self.database.transaction(lambda c: add(c, rows), repeatable=True)
+        return self.database.transaction(
+            lambda c: add(c, rows, self.audiences[1:]), repeatable=True
+        )
 
     def add_within(self, connection: CoreConnection, envelopes: Sequence[Envelope]) -> None:
         """Add ``envelopes`` in the transaction of an app's ``connection``."""
-        add(self.database.within(connection), self._rows(envelopes))
+        within = self.database.within(connection)
+        add(within, self._rows(envelopes), self.audiences[1:])
 
     def unfinished(self, unique_key: str, within: CoreConnection | None = None) -> str | None:
         """Return the id of the unfinished delivery that has ``unique_key``."""
@@ -94,7 +97,9 @@ class Store:
         heads = claiming.queue_heads(self.database, self.audiences)
         ranks, later = claiming.due(heads, now, queues)
         envelopes: list[Envelope] = []
-        rows = claiming.claim(self.database, claim, ranks, frozenset(kinds), limit, now)
+        rows = claiming.claim(
+            self.database, self.audiences, claim, ranks, frozenset(kinds), limit, now
+        )
         for row in rows:
             envelope, problem = envelope_of(row, lease=claim.lease, attempt=row.attempts + 1)
             if problem is None:

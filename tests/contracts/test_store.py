@@ -347,6 +347,36 @@ def test_an_app_with_several_names_reads_all_and_writes_the_first(outbox: Outbox
     assert set(ids(renamed.claim())) == {former.id, latter.id}
 
 
+def test_a_pause_holds_for_every_name_of_an_app(outbox: Outbox) -> None:
+    renamed = Steps(outbox.database, ["store", "shop"])
+    outbox.queries.pause("default")
+    latter = renamed.added()
+    assert renamed.claim() == []
+    renamed.queries.resume("default")
+    assert ids(renamed.claim()) == [latter.id]
+    renamed.queries.pause("default")
+    outbox.added()
+    assert outbox.claim() == renamed.claim() == []
+
+
+def test_a_unique_key_is_unique_among_the_names_of_an_app(outbox: Outbox) -> None:
+    former = outbox.added(unique_key="key")
+    renamed = Steps(outbox.database, ["store", "shop"])
+    again = envelope()
+    assert renamed.add(again, unique_key="key") == {again.id: former.id}
+    assert len(renamed.claim()) == 1
+
+
+def test_what_a_process_holds_of_one_app_hides_nothing_of_another(
+    outbox: Outbox, blog: Steps
+) -> None:
+    for _ in range(600):
+        blog.added()
+    held = outbox.claimed()
+    assert len(blog.claim(600)) == 600
+    assert [orphan.envelope.id for orphan in outbox.claimed_by("process")] == [held.id]
+
+
 def test_an_app_adopts_what_belongs_to_its_former_name(outbox: Outbox) -> None:
     outbox.added(unique_key="taken")
     waiting = outbox.added(unique_key="free")
