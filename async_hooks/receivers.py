@@ -106,11 +106,10 @@ class RunOptions(NamedTuple):
         What the receiver or task says, if that is a time at all; else :func:`exponential`.
         """
         for declared in self.declared:
-            backoff = declared().backoff if isinstance(declared, type) else declared.backoff
-            if backoff is None:
-                continue
             try:
-                return seconds_or_zero(backoff(failures))
+                backoff = declared().backoff if isinstance(declared, type) else declared.backoff
+                if backoff is not None:
+                    return seconds_or_zero(backoff(failures))
             except Exception:
                 logger.exception("The backoff of %r did not return seconds.", declared.name)
         return exponential(failures)

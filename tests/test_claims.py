@@ -18,7 +18,13 @@ from flask import Flask
 from async_hooks import AsyncHooks, AsyncTask, Delivery, DeliveryState
 from async_hooks.delivery import Ending
 from async_hooks.envelope import Envelope
-from async_hooks.errors import ConnectionBroken, TimedOut, TransportError, Unreachable
+from async_hooks.errors import (
+    ConnectionBroken,
+    OutboxUnavailable,
+    TimedOut,
+    TransportError,
+    Unreachable,
+)
 from async_hooks.outbox.admin import Outbox
 from async_hooks.outbox.database import Database
 from async_hooks.outbox.engines import engine_for
@@ -639,3 +645,62 @@ def test_old_deliveries_are_purged_by_the_loop(tmp_path: Path, action: str) -> N
 def counts(shop: Shop) -> dict[str, int]:
     with shop.app.app_context():
         return shop.hooks.outbox.counts()
+
+
+def test_an_attempt_that_another_replaced_is_forgotten_by_its_own_process(shop: Shop) -> None:
+    [launched] = shop.launch()
+    process = shop.peer()
+    [envelope] = process.turn()
+    assert process.begin(envelope)
+    with shop.app.app_context():
+        assert shop.hooks.outbox.cancel(launched)
+    replayed = Verdict(Outcome.REPLAYED, "another has taken its place")
+    process.process.finish(envelope, replayed)
+    process.claims.settle(envelope, replayed)
+    for _ in range(3):
+        process.heartbeat(shop)
+    assert not process.process.knows(envelope)
+    assert process.process.finished == {}
+    assert shop.delivery(launched).state is DeliveryState.CANCELLED
+
+
+def test_a_verdict_counts_although_its_answer_was_lost(shop: Shop) -> None:
+    [launched] = shop.launch()
+    process = shop.peer()
+    [envelope] = process.turn()
+    assert process.begin(envelope)
+    process.process.finish(envelope, Verdict(Outcome.DISCARDED, "not wanted"))
+    for _ in range(3):
+        process.heartbeat(shop)
+    process.claims.settle(envelope, ConnectionBroken("a proxy went away"))
+    process.turn()
+    delivery = shop.delivery(launched)
+    assert (delivery.state, delivery.crashes) == (DeliveryState.DISCARDED, 0)
+
+
+def test_what_runs_too_long_fails_once_the_outbox_is_back(shop: Shop, monkeypatch: Any) -> None:
+    [launched] = shop.launch()
+    process = shop.peer()
+    [envelope] = process.turn()
+    assert process.begin(envelope)
+    shop.clock.at += 60
+    with monkeypatch.context() as patched:
+        patched.setattr(process.claims._settler, "fail", down)
+        with pytest.raises(OutboxUnavailable):
+            process.turn()
+    process.turn()
+    assert shop.delivery(launched).error == "It ran for more than 32 seconds."
+
+
+def test_a_failing_turn_does_not_make_the_heart_beat_faster(shop: Shop, monkeypatch: Any) -> None:
+    process = shop.peer()
+    monkeypatch.setattr(process.claims._maintenance, "_check_own", down)
+    with pytest.raises(OutboxUnavailable):
+        process.turn()
+    process.turn()
+    [row] = process.processes.all()
+    assert row.heartbeat == 1
+
+
+def down(*_: Any) -> None:
+    raise OutboxUnavailable("the database is away")

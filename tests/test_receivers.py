@@ -76,3 +76,11 @@ def test_who_has_no_seconds_to_say_is_logged_and_the_next_is_asked(
         "The backoff of 'task' did not return seconds.",
     ]
     assert 4 <= shop.options(task="unknown").backoff(1) <= 6
+
+
+def test_a_task_that_cannot_be_made_has_the_default_backoff(shop: Shop) -> None:
+    def refuse(self: Any) -> None:
+        raise RuntimeError("no app context")
+
+    shop.task(__init__=refuse)
+    assert 4 <= shop.options().backoff(1) <= 6

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from ..envelope import Envelope
 from ..receivers import kinds_of, options_of
 from ..state import state_of
+from ..verdict import Outcome
 from .outcomes import LOST
 from .settle import Settler
 
@@ -79,14 +80,13 @@ class Maintenance:
         """Show that this process lives, and see who does not; tell whether that released any."""
         now = self._process.monotonic()
         if now >= self._heartbeat_at:
-            self._heartbeat()
-            self._heartbeat_at = now + self._config.lease / MISSED_HEARTBEATS
+            self._heartbeat(now)
         has_released = self._rescue_dead()
         self._settle_awaited(now)
         self._check_time(now)
         return has_released
 
-    def _heartbeat(self) -> None:
+    def _heartbeat(self, now: float) -> None:
         process = self._process
         rows = self._processes.heartbeat(
             process.id,
@@ -97,6 +97,8 @@ class Maintenance:
             name=self._name,
             queues=self._queues,
         )
+        # Now, whatever fails below: heartbeats in quick succession let live peers look silent.
+        self._heartbeat_at = now + self._config.lease / MISSED_HEARTBEATS
         process.is_registered.set()
         before, self._peers = self._peers, {}
         for row in rows:
@@ -141,7 +143,8 @@ class Maintenance:
     def _settle_begun(self, envelope: Envelope) -> None:
         """Settle an attempt that began, by the verdict on it if this process has one."""
         verdict = self._process.finished.get(self._process.key(envelope))
-        if verdict is not None:
+        # "Replayed" says that another attempt has taken its place, so nothing will come of it.
+        if verdict is not None and verdict.outcome is not Outcome.REPLAYED:
             self._settler.record(envelope, verdict)
         else:
             self._settler.fail(envelope, LOST, "Its outcome is unknown.")
@@ -153,9 +156,9 @@ class Maintenance:
         for envelope, since in running:
             limit = options_of(state_of(self._app), envelope).timeout + _MARGIN
             if now - since > limit and envelope.lease not in self._overdue:
-                self._overdue.add(envelope.lease)
                 error = f"It ran for more than {limit:g} seconds."
                 self._settler.fail(envelope, LOST, error)
+                self._overdue.add(envelope.lease)
 
     def _check_own(self) -> None:
         """Settle what the table says is ours and nobody here remembers."""
@@ -176,6 +179,7 @@ class Maintenance:
         self._missing = set(missing)
         known = {process.key(orphan.envelope) for orphan in missing.values()}
         known |= {process.key(envelope) for envelope, _ in list(process.awaited.values())}
+        known |= {process.key(one.envelope) for one in list(process.claimed.values())}
         for key in finished_before - known:
             process.finished.pop(key, None)
 

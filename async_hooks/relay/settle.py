@@ -220,5 +220,6 @@ class Settler:
         """Tell whether the process that began with it is seen to live: its connection was cut."""
         holder = self.store.holder(envelope)
         if holder is None or holder == self.process.id:
-            return self.process.runs(envelope)
+            process = self.process
+            return process.runs(envelope) or process.key(envelope) in process.finished
         return self.process.liveness.is_held(holder)
