@@ -27,6 +27,8 @@ class RunningTask(Protocol):
     envelope: Envelope
     launching: bool
     additions: list[Envelope]
+    #: The State of the app that it is a run of.
+    state: Any
 
     def send(self, task: type[Any], kwargs: Mapping[str, Any]) -> list[Any]: ...
 
@@ -102,6 +104,12 @@ class Context:
         for name, value in json.loads(carried).items():
             if name in self._carried:
                 self._carried[name][1](value)
+
+
+def attempt_of(app: Flask) -> RunningTask | None:
+    """Return the attempt that this context belongs to, if it is one of ``app``."""
+    attempt = current_attempt.get(None)
+    return attempt if attempt is not None and attempt.state.app is app else None
 
 
 def admits(level: int, *, anonymous: bool) -> bool:

@@ -19,7 +19,6 @@ from .state import current_state
 from .validation import (
     checked,
     count,
-    delay_seconds,
     expecting,
     names,
     needs_outbox,
@@ -27,6 +26,7 @@ from .validation import (
     priority_number,
     queue_name,
     seconds,
+    seconds_or_zero,
 )
 
 #: In a receiver's place: the envelope tells its task that a delivery was discarded.
@@ -56,7 +56,7 @@ class Retry(Exception):
 
     def __init__(self, message: str = "", *, after: float | timedelta | None = None) -> None:
         super().__init__(message)
-        self.after = None if after is None else delay_seconds(after)
+        self.after = None if after is None else seconds_or_zero(after)
 
 
 class Discard(Exception):
@@ -248,7 +248,7 @@ _CHECKS: Mapping[str, Callable[[Any], Any]] = {
     "priority": priority_number,
     "timeout": optional(seconds),
     "aliases": names,
-    "delay": delay_seconds,
+    "delay": seconds_or_zero,
     "max_attempts": optional(count),
     "queue": queue_name,
 }

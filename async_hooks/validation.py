@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from datetime import timedelta
-from math import inf
 from typing import Any, TypeVar
 
 from .errors import ConfigError
@@ -73,10 +72,10 @@ def _time(expected: str, accepts: Callable[[float], bool]) -> Callable[[Any], fl
     return check
 
 
-seconds = _time("a positive number of seconds", lambda value: 0 < value < inf)
-seconds_or_zero = _time("a number of seconds, 0 or more", lambda value: 0 <= value < inf)
-#: How long something waits.
-delay_seconds = _time(
+seconds = _time(
+    "a positive number of seconds, at most ten years", lambda value: 0 < value <= LONGEST
+)
+seconds_or_zero = _time(
     "a number of seconds, 0 or more, at most ten years", lambda value: 0 <= value <= LONGEST
 )
 

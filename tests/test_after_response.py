@@ -100,6 +100,22 @@ def test_launches_are_handed_over_when_the_server_closes_the_body(
     assert len(handed) == 1
 
 
+def test_launches_wait_for_the_end_of_a_body_that_a_middleware_passes_on(action: str) -> None:
+    app, handed = site(action)
+    inner = app.wsgi_app
+
+    def passes_on(environ: Any, start_response: Any) -> Iterator[bytes]:
+        for chunk in inner(environ, start_response):
+            assert handed == []
+            yield chunk
+
+    app.wsgi_app = passes_on  # type: ignore[method-assign]
+    server = Server(app, "/streaming")
+    server.finish()
+    server.close()
+    assert len(handed) == 1
+
+
 def test_a_static_file_is_served_as_ever(action: str, tmp_path: Path) -> None:
     app, _ = site(action)
     app.static_folder = str(tmp_path)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from datetime import timedelta
 from typing import Any
 
@@ -44,9 +45,10 @@ def test_unknown_key_names_the_nearest() -> None:
 @pytest.mark.parametrize(
     ("key", "value", "expected"),
     [
-        ("MAX_AGE", -1, "a positive number of seconds, got: -1"),
-        ("MAX_AGE", True, "a positive number of seconds, got: True"),
-        ("MAX_AGE", float("inf"), "a positive number of seconds, got: inf"),
+        ("MAX_AGE", -1, "a positive number of seconds, at most ten years, got: -1"),
+        ("MAX_AGE", True, "a positive number of seconds, at most ten years, got: True"),
+        ("TIMEOUT", sys.maxsize, f"at most ten years, got: {sys.maxsize}"),
+        ("MAX_AGE", float("inf"), "a positive number of seconds, at most ten years, got: inf"),
         ("GRACE", -1, "a number of seconds, 0 or more"),
         ("CONCURRENCY", 0, "a positive whole number, got: 0"),
         ("QUEUE_SIZE", 1.5, "a positive whole number"),

@@ -397,3 +397,21 @@ def test_what_is_carried_counts_as_size(action: str) -> None:
         task.dispatch({"text": "x" * 300})
         with pytest.raises(DataError, match="less what is carried beside it"):
             task.dispatch({"text": "x" * 600})
+
+
+def test_a_run_that_launches_in_another_app_launches_there(action: str) -> None:
+    other = plain_app(ASYNC_HOOKS_OUTBOX="sqlite:///outbox.db", ASYNC_HOOKS_RELAY=False)
+    others = AsyncHooks(other)
+    there = make_task(others, f"{action}-there")
+    app, hooks = make_app()
+    here = make_task(hooks, action)
+
+    @hooks.receiver(action, name="crosses")
+    def cross(sender: Flask) -> None:
+        with other.app_context():
+            there.dispatch({"n": 1})
+
+    with app.app_context():
+        here.dispatch({})
+    with other.app_context():
+        assert others.outbox.counts()["available"] == 1

@@ -13,24 +13,24 @@ from async_hooks.validation import Wrong, checked, optional
 
 @pytest.mark.parametrize("value", [2, 2.0, timedelta(seconds=2)])
 def test_times_are_seconds_or_timedeltas(value: Any) -> None:
-    for check in (validation.seconds, validation.seconds_or_zero, validation.delay_seconds):
+    for check in (validation.seconds, validation.seconds_or_zero):
         assert check(value) == 2
 
 
 @pytest.mark.parametrize("value", [-1, timedelta(-1), True, "2", None, float("inf"), float("nan")])
 def test_what_is_no_time_is_refused(value: Any) -> None:
-    for check in (validation.seconds, validation.seconds_or_zero, validation.delay_seconds):
+    for check in (validation.seconds, validation.seconds_or_zero):
         with pytest.raises(Wrong, match="number of seconds"):
             check(value)
 
 
 def test_some_times_may_be_none_at_all_and_a_delay_is_no_longer_than_ten_years() -> None:
-    assert validation.seconds_or_zero(0) == validation.delay_seconds(timedelta(0)) == 0
+    assert validation.seconds_or_zero(0) == validation.seconds_or_zero(timedelta(0)) == 0
     with pytest.raises(Wrong, match="a positive number of seconds"):
         validation.seconds(0)
-    assert validation.delay_seconds(validation.LONGEST) == validation.LONGEST
+    assert validation.seconds_or_zero(validation.LONGEST) == validation.LONGEST
     with pytest.raises(Wrong, match="at most ten years"):
-        validation.delay_seconds(validation.LONGEST + 1)
+        validation.seconds_or_zero(validation.LONGEST + 1)
 
 
 @pytest.mark.parametrize(

@@ -124,7 +124,7 @@ class _Closing:
         self._then: Callable[[], None] | None = then
 
     def __iter__(self) -> Iterator[bytes]:
-        return iter(self._body)
+        yield from self._body  # Holds self until who reads has come to the end.
 
     def close(self) -> None:
         try:

@@ -15,7 +15,7 @@ from typing import Any
 
 from flask import Flask, current_app
 
-from ..context import admits, current_attempt, origin
+from ..context import admits, attempt_of, origin
 from ..envelope import Envelope, new_id
 from ..errors import AsyncHooksError, ConfigError, DataError, OutboxUnavailable
 from ..log import one_line
@@ -24,7 +24,7 @@ from ..signals import send, task_failed, task_launched
 from ..snapshot import plain, snapshot
 from ..state import KEY, State
 from ..task import AsyncTask, Auth, LaunchOptions, SkipTask, check_options
-from ..validation import delay_seconds, is_text
+from ..validation import is_text, seconds_or_zero
 from .after_response import after_response
 
 _DECLARED = LaunchOptions()
@@ -48,7 +48,7 @@ class Trigger(AppBound):
         state: State | None = current_app.extensions.get(KEY)
         if state is None or self.tasks() is not state.tasks:
             return None
-        attempt = current_attempt.get(None)
+        attempt = attempt_of(state.app)
         if attempt is not None and not attempt.launching:
             return None
         return _trigger(state, self._task, sender, kwargs)
@@ -101,7 +101,7 @@ def dispatch(
             f"Task {task.name!r} is not registered for {state.app.name!r}. "
             "Decorate it with @hooks.register."
         )
-    attempt = current_attempt.get(None)
+    attempt = attempt_of(state.app)
     if attempt is not None and not attempt.launching:
         raise AsyncHooksError(
             f"Task {task.name!r} was dispatched in the fresh request of another, outside its "
@@ -139,7 +139,7 @@ def _envelope(
             "'ASYNC_HOOKS_URL' is not set, no request has shown yet where this app listens, and "
             "'ASYNC_HOOKS_FALLBACK' is None. Set one of them."
         )
-    attempt = current_attempt.get(None)
+    attempt = attempt_of(state.app)
     if attempt is not None:
         attempt.count_launch(task)
     # What travels beside the data counts as well: the endpoint limits the whole.
@@ -170,7 +170,7 @@ def _with_options(task: type[AsyncTask], envelope: Envelope, options: LaunchOpti
         raise ConfigError(f"{task.name!r}: an outbox keeps names of up to 255 characters.")
     delay, run_at = options.delay or task.delay, None
     if delay:
-        run_at = time.time() + delay_seconds(delay)
+        run_at = time.time() + seconds_or_zero(delay)
     if (moment := options.run_at) is not None:
         if options.delay:
             raise ConfigError(f"{task.name!r}: 'delay' and 'run_at' exclude each other.")
@@ -200,7 +200,7 @@ def _digest(task: type[AsyncTask], key: str) -> str:
 
 def _launch(state: State, envelope: Envelope) -> str:
     """Send the envelope on its way: into the outbox if there is one, else into memory."""
-    attempt, key, winner = current_attempt.get(None), envelope.unique_key, None
+    attempt, key, winner = attempt_of(state.app), envelope.unique_key, None
     if state.store is None:
         send(task_launched, state.app, envelope=envelope)
         hand_over(state, envelope)
