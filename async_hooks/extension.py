@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from datetime import timedelta
@@ -51,8 +50,6 @@ class AsyncHooks:
         self._receivers: Registry[Receiver] = Registry("receiver", Receiver.option_for_outbox)
         #: Counts the calls of init_app: what a factory defines again, it defines in another.
         self._period = 0
-        #: What ends the connection of a task's trigger, or of a receiver.
-        self._connections: dict[Any, Callable[[], object]] = {}
         self._context = Context()
         self._db = db
         self._session = session
@@ -92,6 +89,9 @@ class AsyncHooks:
             start=state.relay.start if state.relay is not None and config.relay else None,
         )
         log.subscribe()
+        if config.outbox is None:
+            self._tasks.keep_refusing()
+            self._receivers.keep_refusing()
 
     def register(self, task: Task) -> Task:
         """Make ``task`` launch when its action is sent; also a class decorator.
@@ -217,12 +217,11 @@ class AsyncHooks:
         """Add ``entry``, connect ``bound`` for it, and end the connection of what it replaces."""
         is_local = "<locals>" in getattr(definition, "__qualname__", "")
         replaced = registry.add(entry, period=self._period if is_local else None)
-        if replaced in self._connections:
-            self._connections.pop(replaced)()
+        if replaced in self._tasks.connections:
+            self._tasks.connections.pop(replaced)()
         if signal is None:
             return
-        # Signals outlive apps: the connection ends with the tasks of the apps that it is for.
-        signal.connect(bound, weak=False)
-        end = weakref.finalize(self._tasks, signal.disconnect, bound)
-        end.atexit = False  # What the relay runs when the process ends needs its receivers.
-        self._connections[entry] = end
+        # Signals outlive apps: the connection ends with the tasks of the apps that it is for, which
+        # hold what is connected. The signal may not: a closure over the app would keep that alive.
+        signal.connect(bound)
+        self._tasks.connections[entry] = partial(signal.disconnect, bound)

@@ -37,6 +37,8 @@ class Registry(Generic[T]):
         self._kind = kind
         self._option_for_outbox = option_for_outbox
         self._lacks_outbox = False
+        #: What ends each connection; holds what is connected for as long as an app has the tasks.
+        self.connections: dict[Any, Callable[[], object]] = {}
         self._entries: dict[str, T] = {}
         self._periods: dict[str, int | None] = {}
         self._replaced: weakref.WeakSet[T] = weakref.WeakSet()
@@ -50,7 +52,8 @@ class Registry(Generic[T]):
         :raises ConfigError: if another entry has the name.
         :raises OutboxRequired: if it declares what only an outbox can keep, and an app has none.
         """
-        self._check(entry)
+        if self._lacks_outbox:
+            self._check(entry)
         names = (entry.name, *entry.aliases)
         replaced = self._entries.get(entry.name) if self._is_earlier(entry, period) else None
         for name in names:
@@ -76,12 +79,15 @@ class Registry(Generic[T]):
 
         :raises OutboxRequired: if one declares it.
         """
-        self._lacks_outbox = True
         for entry in self._entries.values():
             self._check(entry)
 
+    def keep_refusing(self) -> None:
+        """Refuse the same of what is added from now on: an app without an outbox has it all."""
+        self._lacks_outbox = True
+
     def _check(self, entry: T) -> None:
-        option = self._option_for_outbox(entry) if self._lacks_outbox else None
+        option = self._option_for_outbox(entry)
         if option is not None:
             raise OutboxRequired(needs_outbox(option, f"{self._kind} {entry.name!r}"))
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from typing import Any
@@ -293,3 +294,19 @@ def test_every_refused_post_is_told(facts: Facts) -> None:
     reasons = [said["reason"] for said in facts.of("rejected")]
     words = ("signature", "seconds old", "No task is registered", "used before")
     assert all(word in reason for word, reason in zip(words, reasons, strict=True))
+
+
+def test_a_child_forked_during_a_run_has_all_its_slots() -> None:
+    app, hooks, _ = running(ASYNC_HOOKS_CONCURRENCY=1)
+    make_task(hooks, "endpoint", name="other")
+    children: list[int] = []
+
+    def fork() -> None:
+        children.append(os.fork())
+        if children == [0]:
+            status = post(app, sign(app, T._replace(id="2" * 32, task="other"))).status_code
+            os._exit(status == 204)
+
+    app.before_request(lambda: None if children else fork())
+    assert post(app, sign(app, T)).status_code == 204
+    assert os.waitstatus_to_exitcode(os.waitpid(children[0], 0)[1]) == 1

@@ -279,8 +279,8 @@ class TestFailures:
         [
             (OK_LOGIN, "answered 200 without our endpoint's verdict"),
             (b"HTTP/1.1 302 Found\r\nLocation: https://x/y\r\n\r\n", "redirects to 'https://x/y'"),
-            (b"HTTP/1.1 302 Found\r\nLocation: /login\r\n\r\n", "Does a login page"),
-            (b"HTTP/1.1 401 No\r\nContent-Length: 0\r\n\r\n", "Has that app another 'SECRET_KEY'"),
+            (b"HTTP/1.1 302 Found\r\nLocation: /login\r\n\r\n", "Is a login page"),
+            (b"HTTP/1.1 401 No\r\nContent-Length: 0\r\n\r\n", "another 'SECRET_KEY'"),
             (b"HTTP/1.1 401 No\r\nWWW-Authenticate: Basic\r\n\r\n", "'ASYNC_HOOKS_AUTH'"),
             (b"HTTP/1.1 401 No\r\nContent-Length: 5\r\n\r\nlogin", "a login page or a proxy"),
             (b"HTTP/1.1 404 No\r\nContent-Length: 0\r\n\r\n", "Another app listens there"),

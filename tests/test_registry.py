@@ -9,9 +9,9 @@ from collections.abc import Iterable
 import pytest
 from flask import Flask
 
-from async_hooks import AsyncHooks, ConfigError, async_signal
+from async_hooks import AsyncHooks, ConfigError, OutboxRequired, async_signal
 from async_hooks.registry import Registry
-from tests.support.apps import make_app, make_task
+from tests.support.apps import make_app, make_task, plain_app
 
 
 class Named:
@@ -110,3 +110,29 @@ def test_a_task_of_a_module_serves_every_app(action: str) -> None:
         with app.app_context():
             task.dispatch({})
     assert ran == apps
+
+
+def test_an_app_ends_although_its_receivers_close_over_it(action: str) -> None:
+    def make() -> weakref.ref[Flask]:
+        app, hooks = make_app()
+        make_task(hooks, action)
+
+        @hooks.receiver(action, name="log")
+        def log(sender: Flask) -> None:
+            app.logger.info("received")
+
+        return weakref.ref(app)
+
+    apps = [make() for _ in range(3)]
+    gc.collect()
+    assert [app() for app in apps] == [None] * 3
+    assert not async_signal(action).receivers
+
+
+def test_a_refused_app_changes_nothing(action: str) -> None:
+    hooks = AsyncHooks()
+    make_task(hooks, action, name="before", max_attempts=3)
+    with pytest.raises(OutboxRequired):
+        hooks.init_app(plain_app())
+    hooks.init_app(plain_app(ASYNC_HOOKS_OUTBOX="sqlite:///outbox.db"))
+    make_task(hooks, action, name="after", max_attempts=3)

@@ -372,7 +372,7 @@ def test_what_nohup_ignores_stays_ignored() -> None:
         (["--name", "a\nb"], "without control characters"),
         (["--name", "a" * 256], "at most 255 characters"),
         (["--queue", ""], "without control characters"),
-        (["--fresh"], "a command line of its own"),
+        (["--fresh"], "only from a command line"),
     ],
 )
 def test_bad_options_are_a_usage_error(shop: Shop, options: list[str], complaint: str) -> None:

@@ -6,6 +6,7 @@ page ever sees a stranger; then the app serves a fresh request, and its verdict 
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -17,6 +18,7 @@ from flask import Flask
 
 from ..config import Config
 from ..errors import TokenError, TokenExpired, TokenReplayed
+from ..host.per_process import PerProcess
 from ..signals import send, task_rejected
 from ..signing import CONTENT_TYPE, VERDICT_HEADER, WrongVersion
 from ..state import state_of
@@ -71,7 +73,8 @@ class Endpoint:
         self._path = config.url_prefix + "/run"
         self._observe = observe
         self._start = start
-        self._slots = threading.BoundedSemaphore(config.concurrency)
+        # A fork would copy the slots that its parent's runs hold, and nobody would give them back.
+        self._slots = PerProcess(lambda: threading.BoundedSemaphore(config.concurrency))
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         attempt: Attempt | None = environ.get(ATTEMPT)
@@ -110,14 +113,15 @@ class Endpoint:
     def _run(
         self, attempt: Attempt, token: bytes, issued_at: float, environ: WSGIEnvironment
     ) -> Verdict:
-        if not self._slots.acquire(blocking=False):
+        slots = self._slots[os.getpid()]
+        if not slots.acquire(blocking=False):
             return Verdict(Outcome.BUSY, "'ASYNC_HOOKS_CONCURRENCY' allows no more runs at once.")
         try:
             if attempt.envelope.lease is None:  # Else the outbox knows whether it began.
                 attempt.state.replay_guard.consume(token, issued_at)
             return execute(attempt, self._wsgi_app, environ)
         finally:
-            self._slots.release()
+            slots.release()
 
 
 def _read(environ: WSGIEnvironment, limit: int) -> bytes:

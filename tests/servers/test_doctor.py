@@ -85,7 +85,7 @@ def test_a_ping_runs_nothing(serve: Serve, tmp_path: Path) -> None:
     [
         ("another_app", "another-app", "Another app listens there"),
         ("to_https", "redirect-to-https", "redirects to 'https://shop.example/async-"),
-        ("to_login", "redirect", "redirects to '/login'. Does a login page"),
+        ("to_login", "redirect", "redirects to '/login'. Is a login page"),
         ("basic_auth", "basic-auth", "Set 'ASYNC_HOOKS_AUTH'"),
         ("login_api", "another-app", "a login page or a proxy answers there"),
         ("guarded", "before-request", "answered 302 FOUND before the fresh request"),
