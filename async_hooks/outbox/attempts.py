@@ -17,6 +17,9 @@ from .schema import deliveries
 
 _d = deliveries.c
 
+#: Characters of an error that are kept.
+_MAX_ERROR = 2000
+
 #: What holds as long as a claim is the delivery's one and only.
 _CLAIM = sa.and_(
     _d.id == sa.bindparam("of"),
@@ -84,7 +87,7 @@ def ended(
         "keeps_key": int(not is_final or is_split),
         "over_at": now if is_final else None,
         "keeps_error": int(ending.unused and ending.error is None),
-        "said": None if ending.error is None else clean(ending.error),
+        "said": None if ending.error is None else clean(ending.error[:_MAX_ERROR]),
         "outcome": ending.result,
     }
 

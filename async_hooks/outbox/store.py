@@ -21,9 +21,6 @@ from .connections import Connection
 from .database import Database
 from .rows import HOLDER, INSERT, add, envelope_of, row_of
 
-#: Characters of an error that are kept.
-MAX_ERROR = 2000
-
 #: Seconds that a row which can't be read is left alone.
 _ASIDE = 60.0
 
@@ -105,7 +102,7 @@ class Store:
             if problem is None:
                 envelopes.append(envelope)
             else:  # Other code may be able to, in a while.
-                error = f"This code can't read the row: {problem}"[:MAX_ERROR]
+                error = f"This code can't read the row: {problem}"
                 available = DeliveryState.AVAILABLE
                 self.record(envelope, Ending(available, now + _ASIDE, error, unused=True))
         return envelopes, None if later is None else later - now

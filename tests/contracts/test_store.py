@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from sqlalchemy import update
 
+from async_hooks.delivery import DeliveryState, Ending
 from async_hooks.envelope import Envelope, Origin
 from async_hooks.errors import DataError
 from async_hooks.outbox import audiences, queries
@@ -212,7 +213,7 @@ def test_queues_that_differ_only_in_case_are_paused_apart(outbox: Outbox) -> Non
     outbox.queries.pause("Mail")
     assert ids(outbox.claim()) == [small.id]
     outbox.queries.pause("mail")
-    assert outbox.store.paused() == ["Mail", "mail"]
+    assert outbox.queries.paused() == ["Mail", "mail"]
 
 
 def test_kinds_that_differ_only_in_case_are_two(outbox: Outbox) -> None:
@@ -224,7 +225,7 @@ def test_a_paused_queue_is_left_alone_until_it_is_resumed(outbox: Outbox) -> Non
     paused, other = outbox.added(queue="mail"), outbox.added()
     for _ in range(2):  # Twice is as good as once.
         outbox.queries.pause("mail")
-    assert outbox.store.paused() == ["mail"]
+    assert outbox.queries.paused() == ["mail"]
     assert ids(outbox.claim()) == [other.id]
     outbox.queries.resume("mail")
     assert ids(outbox.claim()) == [paused.id]
@@ -814,3 +815,9 @@ def finish(outbox: Outbox, running: Envelope, end: str) -> object:
     if end == "cancelled":
         return outbox.cancel(running.id)
     return outbox.complete(running) if end == "completed" else outbox.fail(running)
+
+
+def test_an_error_is_cut_to_what_is_kept_of_it(outbox: Outbox) -> None:
+    begun = outbox.begun()
+    assert outbox.store.record(begun, Ending(DeliveryState.DISCARDED, error="x" * 5000))
+    assert outbox.row(begun.id)["error"] == "x" * 2000
