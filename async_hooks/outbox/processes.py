@@ -58,7 +58,7 @@ _EXECUTING = select(_d.process_id, _d.id).where(
     _d.audience == bindparam("whose"), _d.state == DeliveryState.EXECUTING.value
 )
 _UNREGISTERED = (
-    _EXECUTING.with_only_columns(_d.process_id)
+    _EXECUTING.with_only_columns(_d.process_id, _d.audience)
     .where(_d.process_id.is_not(None), _d.process_id.not_in(select(_p.id)))
     .distinct()
 )
@@ -109,11 +109,10 @@ class Processes:
                 connection.execute(_REGISTER, row._asdict())
             rows = [ProcessRow(*row) for row in connection.execute(_ALL).rows]
             others = [each for each in rows if each.id != process_id]
-            for audience in self._audiences:
-                for found in connection.execute(_UNREGISTERED, {"whose": audience}).rows:
-                    nothing = ("", "", "", 0, None, 0)
-                    others.append(ProcessRow(found.process_id, audience, *nothing, now, now, None))
-            return others
+            return others + [
+                ProcessRow(one.process_id, one.audience, "", "", "", 0, None, 0, now, now, None)
+                for one in self._of_each(connection, _UNREGISTERED)
+            ]
 
         return self._database.transaction(body)
 
@@ -133,7 +132,7 @@ class Processes:
     def claimed_by(self, process_id: str) -> list[Orphan]:
         """Return what the process has claimed of ours, as far as the table knows: a batch."""
         orphans: list[Orphan] = []
-        for row in self._of_each(_CLAIMED_BY, {"of": process_id}):
+        for row in self._of_each(self._database, _CLAIMED_BY, of=process_id):
             has_begun = row.started_at is not None
             attempt = row.attempts if has_begun else row.attempts + 1
             envelope, _ = envelope_of(row, lease=row.lease, attempt=attempt)
@@ -143,11 +142,13 @@ class Processes:
     def executing(self) -> dict[str, list[str]]:
         """Return the ids of what runs, not only claimed, by process: the first of them, if many."""
         ids: dict[str, list[str]] = {}
-        for row in self._of_each(_RUNNING, {}):
+        for row in self._of_each(self._database, _RUNNING):
             ids.setdefault(row.process_id, []).append(row.id)
         return ids
 
-    def _of_each(self, statement: Executable, values: dict[str, Any]) -> Iterator[Any]:
+    def _of_each(
+        self, runs: Database | Connection, statement: Executable, **values: Any
+    ) -> Iterator[Any]:
         """Yield what ``statement`` finds of each of our audiences."""
         for audience in self._audiences:
-            yield from self._database.execute(statement, values | {"whose": audience}).rows
+            yield from runs.execute(statement, values | {"whose": audience}).rows

@@ -12,6 +12,7 @@ from ..delivery import DeliveryState
 from ..envelope import Envelope, Origin
 from ..errors import DataError, OutboxUnavailable
 from .connections import Connection, InsertMissing
+from .database import Database
 from .schema import deliveries
 
 _d = deliveries.c
@@ -30,9 +31,9 @@ INSERT = InsertMissing(deliveries, "parent_id", "unique_key", "ref")
 
 _THIS = select(_d.id).where(_d.id == bindparam("id"))
 #: Finds the unfinished delivery that has a unique key.
-HOLDER = select(_d.id).where(_d.audience == bindparam("of"), _d.unique_key == bindparam("key"))
+_HOLDER = select(_d.id).where(_d.audience == bindparam("of"), _d.unique_key == bindparam("key"))
 #: The latest one, whatever snapshot an app's transaction has of MariaDB.
-_LATEST_HOLDER = HOLDER.with_for_update(read=True)
+_LATEST_HOLDER = _HOLDER.with_for_update(read=True)
 
 
 def row_of(envelope: Envelope, *, audience: str, now: float) -> dict[str, Any]:
@@ -69,6 +70,15 @@ def row_of(envelope: Envelope, *, audience: str, now: float) -> dict[str, Any]:
     }
 
 
+def holder_of(runs: Database | Connection, unique_key: str, audiences: Sequence[str]) -> str | None:
+    """Return the id of the unfinished delivery that has ``unique_key`` in one of ``audiences``."""
+    for audience in audiences:
+        found = runs.execute(_HOLDER, {"of": audience, "key": unique_key}).one()
+        if found is not None:
+            return str(found.id)
+    return None
+
+
 def add(
     connection: Connection, rows: Sequence[dict[str, Any]], former: Sequence[str] = ()
 ) -> dict[str, str]:
@@ -83,17 +93,15 @@ def add(
 
 def _add(connection: Connection, row: dict[str, Any], former: Sequence[str]) -> str:
     """Add ``row`` unless it is there, or its unique key is taken; return the id that holds."""
-    delivery_id: str = row["id"]
-    for audience in former if row["unique_key"] is not None else ():
-        winner = connection.execute(HOLDER, {"of": audience, "key": row["unique_key"]}).one()
-        if winner is not None:
-            return str(winner.id)
+    delivery_id, key = str(row["id"]), row["unique_key"]
+    if key is not None and (holder := holder_of(connection, key, former)) is not None:
+        return holder
     for _ in range(_TRIES):
         if connection.execute(INSERT, row).rowcount == 1:
             return delivery_id
-        if row["unique_key"] is None or connection.execute(_THIS, {"id": delivery_id}).rows:
+        if key is None or connection.execute(_THIS, {"id": delivery_id}).rows:
             return delivery_id
-        taken = {"of": row["audience"], "key": row["unique_key"]}
+        taken = {"of": row["audience"], "key": key}
         winner = connection.execute(_LATEST_HOLDER, taken).one()
         if winner is not None:
             return str(winner.id)  # Else it finished just now, and ours may go.

@@ -19,7 +19,7 @@ from ..envelope import Envelope
 from . import attempts, claiming
 from .connections import Connection
 from .database import Database
-from .rows import HOLDER, INSERT, add, envelope_of, row_of
+from .rows import INSERT, add, envelope_of, holder_of, row_of
 
 #: Seconds that a row which can't be read is left alone.
 _ASIDE = 60.0
@@ -65,11 +65,7 @@ class Store:
     def unfinished(self, unique_key: str, within: CoreConnection | None = None) -> str | None:
         """Return the id of the unfinished delivery that has ``unique_key``."""
         database = self.database if within is None else self.database.within(within)
-        for audience in self.audiences:
-            found = database.execute(HOLDER, {"of": audience, "key": unique_key}).one()
-            if found is not None:
-                return str(found.id)
-        return None
+        return holder_of(database, unique_key, self.audiences)
 
     def _rows(self, envelopes: Sequence[Envelope]) -> list[dict[str, Any]]:
         now = self.now()
@@ -110,10 +106,6 @@ class Store:
     def make_due(self) -> int:
         """Make due what was due already, before the clock was set back."""
         return self.database.execute(claiming.make_due(self.audiences, self.now())).rowcount
-
-    def paused(self) -> list[str]:
-        """Return the names of the queues that are paused."""
-        return claiming.paused(self.database, self.audiences)
 
     # -- an attempt
 

@@ -136,13 +136,13 @@ class Maintenance:
     def _settle_awaited(self, now: float) -> None:
         """Settle what was left to its own process, which is done with it or has had its time."""
         for envelope, deadline in list(self._process.awaited.values()):
-            if now >= deadline or self._process.key(envelope) in self._process.finished:
+            if now >= deadline or self._process.verdict_on(envelope) is not None:
                 del self._process.awaited[envelope.id]
                 self._settle_begun(envelope)
 
     def _settle_begun(self, envelope: Envelope) -> None:
         """Settle an attempt that began, by the verdict on it if this process has one."""
-        verdict = self._process.finished.get(self._process.key(envelope))
+        verdict = self._process.verdict_on(envelope)
         # "Replayed" says that another attempt has taken its place, so nothing will come of it.
         if verdict is not None and verdict.outcome is not Outcome.REPLAYED:
             self._settler.record(envelope, verdict)

@@ -200,6 +200,10 @@ class Process:
         """Tell whether this very attempt runs here."""
         return self.key(envelope) in self.running
 
+    def verdict_on(self, envelope: Envelope) -> Verdict | None:
+        """Return the verdict on this very attempt, if it is over here and not settled yet."""
+        return self.finished.get(self.key(envelope))
+
     def knows(self, envelope: Envelope) -> bool:
         """Tell whether it holds, runs or awaits what this claim is of."""
         known = envelope.id in self.claimed or envelope.id in self.awaited

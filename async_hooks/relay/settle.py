@@ -218,8 +218,7 @@ class Settler:
 
     def _may_still_run(self, envelope: Envelope) -> bool:
         """Tell whether the process that began with it is seen to live: its connection was cut."""
-        holder = self.store.holder(envelope)
-        if holder is None or holder == self.process.id:
-            process = self.process
-            return process.runs(envelope) or process.key(envelope) in process.finished
-        return self.process.liveness.is_held(holder)
+        process, holder = self.process, self.store.holder(envelope)
+        if holder is None or holder == process.id:
+            return process.runs(envelope) or process.verdict_on(envelope) is not None
+        return process.liveness.is_held(holder)

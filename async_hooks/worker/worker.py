@@ -75,7 +75,6 @@ class Work:
         self._options = options
         self._over = threading.Event()
         self._is_used_up = self._has_waited = False
-        self._store = state.store
         config = replace(state.config, concurrency=options.concurrency, relay=True)
         share = Share(options.name, options.queues, options.quota, self._is_idle, self._accepts)
         web, in_process = state.relay.source, InProcess(app)
@@ -99,7 +98,7 @@ class Work:
         options, app = self._options, self._app
         app.extensions[KEY] = self._state
         if options.ends_by_itself:
-            self._store.paused()
+            self._state.outbox.paused()  # Any look at the database.
         facts: dict[str, Any] = {"name": options.name, "queues": options.queues}
         send_in_context(worker_started, app, **facts)
         self._relay.start()
