@@ -62,12 +62,11 @@ def status(as_json: bool) -> None:
     Exits with 0, with 1 if the database can't be used, with 2 if the app has no outbox.
     """
     outbox = needed_outbox()
-    health = outbox.health()
     found = {
         "counts": outbox.counts(),
         "paused": outbox.paused(),
-        "oldest_due_seconds": _seconds(health.oldest_due),
-        "relays": [asdict(relay) for relay in health.relays],
+        "oldest_due_seconds": _seconds(outbox.overdue()),
+        "relays": [asdict(relay) for relay in outbox.relays()],
         "backlog": [asdict(waiting) for waiting in outbox.backlog()],
         "problems": outbox.orphaned(),
     }

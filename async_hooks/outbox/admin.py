@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections import Counter
 from datetime import timedelta
 from typing import Any
 
@@ -102,18 +101,17 @@ class Outbox(Queries):
         """
         tasks = state_of(self._app).tasks
         alive = {row.audience for row in self._processes.everybody() if self._is_alive(row)}
-        found: Counter[str] = Counter()
-        for audience in audiences.others(self._database, self._audiences):
-            theirs = Queries(self._database, [audience], self._now)
-            for task, _, number, _ in theirs.unfinished() if audience not in alive else ():
-                found[audience] += number if tasks.find(task) is not None else 0
-        return [
-            f"{audience!r} has unfinished deliveries of this app's tasks ({number}), "
-            "'ASYNC_HOOKS_AUDIENCE' does not name it, and no process of that name lives. "
-            f"Add it there, or run: flask async-hooks adopt {audience}"
-            for audience, number in found.items()
-            if number
-        ]
+        problems: list[str] = []
+        for audience in audiences.others(self._database, {*self._audiences, *alive}):
+            theirs = Queries(self._database, [audience], self._now).unfinished()
+            number = sum(count for task, _, count, _ in theirs if tasks.find(task) is not None)
+            if number:
+                problems.append(
+                    f"{audience!r} has unfinished deliveries of this app's tasks ({number}), "
+                    "'ASYNC_HOOKS_AUDIENCE' does not name it, and no process of that name lives. "
+                    f"Add it there, or run: flask async-hooks adopt {audience}"
+                )
+        return problems
 
     def why(self, delivery_id: str) -> str:
         """Say in one sentence why the delivery is where it is."""
@@ -142,13 +140,17 @@ class Outbox(Queries):
             for task, receiver, number, due in self.unfinished()
         ]
 
+    def overdue(self) -> timedelta | None:
+        """Return since how long the longest waiting delivery is due, None if none is."""
+        due = self.oldest_due()
+        return None if due is None else timedelta(seconds=self._now() - due)
+
     def health(self, *, patience: float | timedelta = 60) -> Health:
         """Tell whether deliveries are sent: something relays, and none is due for too long.
 
         ``patience`` (seconds) says how long is too long.
         """
-        due, relays = self.oldest_due(), self.relays()
-        late = timedelta(seconds=self._now() - due) if due is not None else None
+        late, relays = self.overdue(), self.relays()
         problem = problem_of(late, relays, seconds(patience))
         if problem is None:
             problem = next(iter(self.orphaned()), None)

@@ -29,8 +29,10 @@ def others(database: Database, own: Collection[str]) -> list[str]:
 
 def adopt(database: Database, former: str, own: str, now: float) -> int:
     """Move what is ``former``'s to the name ``own``; return how many deliveries."""
+    ours = deliveries.alias()
     # A key that is taken here is given up there.
-    taken = select(_d.unique_key).where(_d.audience == own, _d.unique_key.is_not(None))
+    taken = select(_d.unique_key).join(ours, ours.c.unique_key == _d.unique_key)
+    taken = taken.where(_d.audience == former, ours.c.audience == own)
     theirs = update(deliveries).where(_d.audience == former)
 
     def body(connection: Connection) -> int:
