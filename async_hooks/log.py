@@ -22,9 +22,15 @@ def one_line(text: object) -> str:
     return _CONTROL.sub(lambda match: repr(match[0])[1:-1], str(text))
 
 
-def ids(envelope: Envelope) -> dict[str, str]:
+def ids(envelope: Envelope) -> dict[str, Any]:
     """Return what a log record about ``envelope`` carries besides its text."""
-    return {"delivery": envelope.id, "task": envelope.task}
+    receiver = envelope.receiver
+    return {
+        "delivery": one_line(envelope.id),
+        "task": one_line(envelope.task),
+        "receiver": None if receiver is None else one_line(receiver),
+        "attempt": envelope.attempt,
+    }
 
 
 def subscribe() -> None:
@@ -77,23 +83,17 @@ def _log(
     """Log what became of ``envelope``; its ids stand in the line, and on the record."""
     if not logger.isEnabledFor(level):
         return
-    delivery = one_line(envelope.id)
     receiver = f", receiver {envelope.receiver!r}" if envelope.receiver is not None else ""
     logger.log(
         level,
         f"Task %r%s (envelope %s, attempt %d) {what}",
         envelope.task,
         receiver,
-        delivery,
+        one_line(envelope.id),
         envelope.attempt,
         *map(one_line, facts),
         exc_info=exc_info,
-        extra={
-            "delivery": delivery,
-            "task": one_line(envelope.task),
-            "receiver": envelope.receiver and one_line(envelope.receiver),
-            "attempt": envelope.attempt,
-        },
+        extra=ids(envelope),
     )
 
 
