@@ -143,7 +143,8 @@ class Config:
     max_attempts: int = _key(5, count)
     #: Worker crashes after which a delivery is discarded.
     max_crashes: int = _key(3, count)
-    #: Seconds without a heartbeat after which a process on another machine is presumed dead.
+    #: Seconds without a heartbeat after which a process that is frozen, or on another machine, is
+    #: presumed dead.
     lease: float = _key(15.0, seconds)
     #: How long finished deliveries are kept.
     keep: float = _key(7 * 24 * 3600.0, seconds)

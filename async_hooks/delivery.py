@@ -67,7 +67,7 @@ class Ending(NamedTuple):
 class Delivery:
     """``attempts`` counts those that began, ``crashes`` those of them that killed their process.
 
-    ``error`` is what the last attempt that did not succeed said. ``result`` is what ``run_action``
+    ``error`` is the text of the last unsuccessful attempt. ``result`` is what ``run_action``
     returned, as JSON can carry it. Times are aware UTC. ``data`` is a dict; it is None, and
     ``error`` says why, where this code can't read the row.
     """

@@ -75,7 +75,7 @@ class Registry(Generic[T]):
         return known is not None and period is not None and known < period
 
     def refuse_options(self) -> None:
-        """Refuse what only an outbox can keep, in the entries there are and those to come.
+        """Refuse options that need an outbox, in the entries there are.
 
         :raises OutboxRequired: if one declares it.
         """
@@ -83,7 +83,7 @@ class Registry(Generic[T]):
             self._check(entry)
 
     def keep_refusing(self) -> None:
-        """Refuse the same of what is added from now on: an app without an outbox has it all."""
+        """Refuse them in the entries to come as well: an app without an outbox has them all."""
         self._lacks_outbox = True
 
     def _check(self, entry: T) -> None:
@@ -112,7 +112,7 @@ class AppBound:
 
     def __init__(self, name: str, tasks: Registry[Any]) -> None:
         self.name = name
-        #: The tasks of the AsyncHooks that it is of. Weak: a signal keeps what is connected alive.
+        #: The tasks of the AsyncHooks that it is of. Weak, because they hold what is connected.
         self.tasks = weakref.ref(tasks)
 
 

@@ -21,7 +21,7 @@ from .registry import Registry
 from .signing import Signing
 from .verdict import Verdict
 
-if TYPE_CHECKING:  # Made by higher rooms, and reached through here.
+if TYPE_CHECKING:  # Made by higher layers, and reached through here.
     from .outbox.session import SessionOutbox
     from .outbox.store import Store
     from .relay.process import Process
@@ -111,6 +111,8 @@ class Launches(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class State:
+    """The record of one app."""
+
     app: Flask
     config: Config
     #: Those of the AsyncHooks that set the app up; it may serve other apps as well.

@@ -116,7 +116,7 @@ class AsyncTask:
         """Do the work, in the fresh request. The default fires ``wp_async_<action>``.
 
         Where receivers want objects rather than ids, load them here and ``self.send`` them. With
-        several receivers it runs once for each of them and once more: load and send, no more.
+        several receivers it also runs once for each of them, so only load and send.
         """
         return self.send(**data)
 
@@ -152,7 +152,7 @@ class AsyncTask:
     def discarded(self, data: dict[str, Any], error: str) -> None:
         """Called in a fresh request of its own, once, after a delivery was discarded.
 
-        Needs an outbox. ``error`` is what the last attempt said.
+        Needs an outbox. ``error`` is the text of the last error.
         """
 
     def send(self, /, **kwargs: Any) -> list[Any]:

@@ -50,8 +50,8 @@ def worker(context: click.Context, /, queues: tuple[str, ...], **chosen: Any) ->
 
     It runs the outbox's deliveries without a web server, each as a fresh request of the app. TERM
     or Ctrl-C lets runs finish (for up to ASYNC_HOOKS_GRACE seconds) and releases the rest; a
-    second one ends it at once. If a receiver kills its process, the worker and
-    other deliveries continue.
+    second one ends it at once. If a receiver kills its process, the worker and other deliveries
+    continue.
 
     Exits with 0, with 1 if the one delivery of --once did not succeed, or if --once or --drain
     can't use the database, with 2 if there is no app or it has no outbox, and with 130 if it was
