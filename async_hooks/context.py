@@ -106,12 +106,6 @@ class Context:
                 self._carried[name][1](value)
 
 
-def attempt_of(app: Flask) -> RunningTask | None:
-    """Return the attempt that this context belongs to, if it is one of ``app``."""
-    attempt = current_attempt.get(None)
-    return attempt if attempt is not None and attempt.state.app is app else None
-
-
 def admits(level: int, *, anonymous: bool) -> bool:
     """Tell whether a task of this ``auth_level`` is for such a visitor."""
     return bool(int(level) & (2 if anonymous else 1))  # In the request: Flag's & is slow.

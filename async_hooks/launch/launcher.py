@@ -15,7 +15,7 @@ from typing import Any
 
 from flask import Flask, current_app
 
-from ..context import admits, attempt_of, origin
+from ..context import RunningTask, admits, current_attempt, origin
 from ..envelope import Envelope, new_id
 from ..errors import AsyncHooksError, ConfigError, DataError, OutboxUnavailable
 from ..log import one_line
@@ -26,8 +26,6 @@ from ..state import KEY, State
 from ..task import AsyncTask, Auth, LaunchOptions, SkipTask, check_options
 from ..validation import is_text, seconds_or_zero
 from .after_response import after_response
-
-_DECLARED = LaunchOptions()
 
 logger = logging.getLogger("async_hooks")
 
@@ -48,10 +46,26 @@ class Trigger(AppBound):
         state: State | None = current_app.extensions.get(KEY)
         if state is None or self.tasks() is not state.tasks:
             return None
-        attempt = attempt_of(state.app)
+        attempt = _attempt_of(state)
         if attempt is not None and not attempt.launching:
             return None
-        return _trigger(state, self._task, sender, kwargs)
+        task, envelope_id = self._task, new_id()
+        try:
+            user = _visitor(state, task)
+            if not admits(task.auth_level, anonymous=user is None):
+                return None
+            data = task().prepare_data(sender, **kwargs)
+            envelope = _envelope(state, attempt, task, data, user, envelope_id)
+        except SkipTask:
+            return None
+        except Exception as error:
+            # Attempt 0: it never got as far as a first one.
+            failed = Envelope(id=envelope_id, task=task.name, body="null", attempt=0)
+            send(task_failed, state.app, envelope=failed, exception=error)
+            if _propagates(state.app):
+                raise
+            return None
+        return _launch(state, attempt, envelope)
 
     def _report_no_context(self) -> None:
         if not self._reported:
@@ -61,28 +75,6 @@ class Trigger(AppBound):
                 "launched. Send it inside 'with app.app_context():'.",
                 self.name,
             )
-
-
-def _trigger(
-    state: State, task: type[AsyncTask], sender: Any, kwargs: Mapping[str, Any]
-) -> str | None:
-    envelope_id = new_id()
-    try:
-        user = _visitor(state, task)
-        if not admits(task.auth_level, anonymous=user is None):
-            return None
-        data = task().prepare_data(sender, **kwargs)
-        envelope = _envelope(state, task, data, user, _DECLARED, envelope_id)
-    except SkipTask:
-        return None
-    except Exception as error:
-        # Attempt 0: it never got as far as a first one.
-        failed = Envelope(id=envelope_id, task=task.name, body="null", attempt=0)
-        send(task_failed, state.app, envelope=failed, exception=error)
-        if _propagates(state.app):
-            raise
-        return None
-    return _launch(state, envelope)
 
 
 def dispatch(
@@ -101,7 +93,7 @@ def dispatch(
             f"Task {task.name!r} is not registered for {state.app.name!r}. "
             "Decorate it with @hooks.register."
         )
-    attempt = attempt_of(state.app)
+    attempt = _attempt_of(state)
     if attempt is not None and not attempt.launching:
         raise AsyncHooksError(
             f"Task {task.name!r} was dispatched in the fresh request of another, outside its "
@@ -114,7 +106,14 @@ def dispatch(
             f"Task {task.name!r} launches for {registered.auth_level!r} visitors only. "
             "Name the visitor with dispatch(…, user=id), or widen its 'auth_level'."
         )
-    return _launch(state, _envelope(state, registered, data, user, options, new_id()))
+    envelope = _envelope(state, attempt, registered, data, user, new_id(), options)
+    return _launch(state, attempt, envelope)
+
+
+def _attempt_of(state: State) -> RunningTask | None:
+    """Return the attempt that this context belongs to, if it is one of this app."""
+    attempt = current_attempt.get(None)
+    return attempt if attempt is not None and attempt.state.app is state.app else None
 
 
 def _visitor(state: State, task: type[AsyncTask]) -> Any:
@@ -128,18 +127,18 @@ def _visitor(state: State, task: type[AsyncTask]) -> Any:
 
 def _envelope(
     state: State,
+    attempt: RunningTask | None,
     task: type[AsyncTask],
     data: Mapping[str, Any],
     user: Any,
-    options: LaunchOptions,
     envelope_id: str,
+    options: LaunchOptions = LaunchOptions(),  # noqa: B008 - a value
 ) -> Envelope:
     if state.store is None and not state.is_reachable():
         raise ConfigError(
             "'ASYNC_HOOKS_URL' is not set, no request has shown yet where this app listens, and "
             "'ASYNC_HOOKS_FALLBACK' is None. Set one of them."
         )
-    attempt = attempt_of(state.app)
     if attempt is not None:
         attempt.count_launch(task)
     # What travels beside the data counts as well: the endpoint limits the whole.
@@ -198,9 +197,9 @@ def _digest(task: type[AsyncTask], key: str) -> str:
     return hashlib.sha256(text).hexdigest()
 
 
-def _launch(state: State, envelope: Envelope) -> str:
+def _launch(state: State, attempt: RunningTask | None, envelope: Envelope) -> str:
     """Send the envelope on its way: into the outbox if there is one, else into memory."""
-    attempt, key, winner = attempt_of(state.app), envelope.unique_key, None
+    key, winner = envelope.unique_key, None
     if state.store is None:
         send(task_launched, state.app, envelope=envelope)
         hand_over(state, envelope)
