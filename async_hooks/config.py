@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
@@ -121,8 +122,8 @@ class Config:
     concurrency: int = _key(2, count)
     #: Launches waiting in memory; beyond it the fallback runs them, loudly.
     queue_size: int = _key(1000, count)
-    #: One attempt.
-    timeout: float = _key(30.0, seconds)
+    #: One attempt, before it is overdue; None: as long as it takes.
+    timeout: float = _key(30.0, lambda value: math.inf if value is None else seconds(value))
     #: How long a stop waits for waiting and running envelopes.
     grace: float = _key(10.0, seconds_or_zero)
     #: Age of a token on the wire; 60 s of skew into the future are allowed.

@@ -36,6 +36,7 @@ def ids(envelope: Envelope) -> dict[str, Any]:
 def subscribe() -> None:
     """Connect the wording to the signals; once per process is enough, more does no harm."""
     signals.task_started.connect(_started, weak=False)
+    signals.task_overdue.connect(_overdue, weak=False)
     signals.task_succeeded.connect(_succeeded, weak=False)
     signals.task_failed.connect(_failed, weak=False)
     signals.task_discarded.connect(_discarded, weak=False)
@@ -44,6 +45,10 @@ def subscribe() -> None:
 
 def _started(sender: Any, /, *, envelope: Envelope) -> None:
     _log(logging.DEBUG, envelope, "started.")
+
+
+def _overdue(sender: Any, /, *, envelope: Envelope) -> None:
+    _log(logging.WARNING, envelope, "is overdue: it runs for longer than its timeout, and goes on.")
 
 
 def _succeeded(sender: Any, /, *, envelope: Envelope, result: Any) -> None:

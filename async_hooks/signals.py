@@ -17,6 +17,7 @@ _signals = Namespace()
 
 task_launched = _signals.signal("task_launched")
 task_started = _signals.signal("task_started")
+task_overdue = _signals.signal("task_overdue")
 task_succeeded = _signals.signal("task_succeeded")
 task_failed = _signals.signal("task_failed")
 task_retrying = _signals.signal("task_retrying")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from flask import Flask, Response, request
@@ -18,6 +19,7 @@ from .launch import launcher
 from .registry import Registry
 from .relay.memory import Immediate, Memory, MemoryRelay
 from .relay.process import Process
+from .relay.relay import report_overdue
 from .signing import SKEW, Signing
 from .state import Relays, State, Submits, state_of
 from .transports.address import Address
@@ -48,7 +50,11 @@ def wire(
     if config.outbox is not None:
         opened = _open_outbox(app, config, audiences, db, session)
     process = PerProcess(
-        lambda: Process(audiences[0] if opened is None else opened.identity()), Process.close
+        lambda: Process(
+            audiences[0] if opened is None else opened.identity(),
+            report=partial(report_overdue, app),
+        ),
+        Process.close,
     )
     memory, relay = _relays(app, config, address, process, opened)
     # With the eager transport nothing waits.
@@ -113,7 +119,9 @@ def _relays(
         "in_process": in_process,
         "cancel_unstarted": loopback.cancel_unstarted,
     }
-    memory = MemoryRelay(app, config, lambda: Memory(app, config.queue_size), **ways)
+    memory = MemoryRelay(
+        app, config, lambda: Memory(app, config.queue_size, config.max_age), **ways
+    )
     if opened is None:
         return memory, None
     from .relay.claims import Claims, OutboxRelay  # Who has no outbox need not load it.

@@ -449,7 +449,7 @@ class TestOutcomes:
         assert isinstance(said["exception"], OSError)
 
     def test_a_before_request_in_the_way_is_named(self, action: str, facts: Facts) -> None:
-        app, hooks = make_app(ASYNC_HOOKS_TRANSPORT="in_process")
+        app, hooks = make_app(ASYNC_HOOKS_TRANSPORT="in_process", ASYNC_HOOKS_MAX_AGE=0.1)
         task = make_task(hooks, action)
         app.before_request(lambda: ("log in first", 401))
         with app.app_context():

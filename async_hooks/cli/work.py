@@ -12,7 +12,7 @@ from flask.cli import ScriptInfo
 
 from ..worker.supervisor import CHILD, forked, started_anew, supervise, work_as_child
 from ..worker.worker import Options, Work
-from .options import cli, count, name, needed_outbox
+from .options import cli, count, name, needed_outbox, period
 
 
 def _host_and_pid() -> str:
@@ -44,6 +44,12 @@ def _host_and_pid() -> str:
 @click.option("--fresh", is_flag=True, help="New process, with the current code, per delivery.")
 @click.option("--max-deliveries", "quota", type=count, help="Restart after this many deliveries.")
 @click.option("--max-rss", type=count, metavar="MIB", help="Restart when memory exceeds this.")
+@click.option(
+    "--kill-overdue",
+    type=period,
+    metavar="SECONDS",
+    help="Restart when a run exceeds its timeout by this much; it counts as a crash.",
+)
 @click.pass_context
 def worker(context: click.Context, /, queues: tuple[str, ...], **chosen: Any) -> int:
     """Run a worker.

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import Any
 
 from ..actions import async_signal
 from ..envelope import Envelope
 from ..errors import AsyncHooksError, DepthExceeded
-from ..receivers import call, find_receiver, receivers_of
+from ..receivers import call, find_receiver, options_of, receivers_of
 from ..state import State
 from ..task import DISCARDED, AsyncTask, Discard, Retry
 from ..validation import is_text
@@ -46,6 +47,11 @@ class Attempt:
         self.children: set[str] = set()
         self._launched = 0
         self._receivers: dict[type[AsyncTask], Mapping[str, Callable[..., Any]]] = {}
+
+    @cached_property
+    def timeout(self) -> float:
+        """Seconds after which the run is overdue."""
+        return options_of(self.state, self.envelope).timeout
 
     def fail(self, error: BaseException) -> None:
         """Take ``error`` for what became of the run."""

@@ -48,30 +48,30 @@ def execute(attempt: Attempt, wsgi_app: WSGIApplication, environ: WSGIEnvironmen
     finally:
         current_attempt.reset(reset)
     attempt.verdict = _verdict(attempt, status, error)
-    if attempt.envelope.lease is not None:
-        attempt.state.process[os.getpid()].finish(attempt.envelope, attempt.verdict)
+    attempt.state.process[os.getpid()].finish(attempt.envelope, attempt.verdict)
     return attempt.verdict
 
 
 def _begin(attempt: Attempt) -> Verdict | None:
     """Begin this attempt at a delivery, which can be done once; say why not, if not."""
     envelope, store = attempt.envelope, attempt.state.store
+    process = attempt.state.process[os.getpid()]
     if envelope.lease is None:
+        process.runs.start(envelope, attempt.timeout)
         return None
     if store is None:
         return Verdict(
             Outcome.UNKNOWN, "This process has no outbox. Is its configuration the same?"
         )
-    process = attempt.state.process[os.getpid()]
     begun = False
-    if process.start(envelope):
+    if process.runs.start(envelope, attempt.timeout):
         try:
             begun = store.begin(envelope, process.id if process.is_registered.is_set() else None)
         except OutboxUnavailable as error:
             return Verdict(Outcome.UNWRITTEN, str(error))
         finally:
             if not begun:
-                process.forget(envelope)
+                process.runs.forget(envelope)
     if not begun:
         return Verdict(Outcome.REPLAYED, "This attempt already began, or another replaced it.")
     return None

@@ -13,12 +13,14 @@ from ..delivery import Delivery, DeliveryState
 class Health:
     """``oldest_due`` is since how long the longest waiting delivery is due, None if none is.
 
-    ``relays`` are the processes that relay, with what keeps each from it, if anything does.
+    ``relays`` are the processes that relay, with what keeps each from it, if anything does;
+    ``overdue`` are the ids of what runs for longer than its timeout.
     """
 
     ok: bool
     oldest_due: timedelta | None
     relays: list[RelaySeen]
+    overdue: list[str]
     problem: str | None
 
 
@@ -26,13 +28,17 @@ class Health:
 class RelaySeen:
     """A process that relays, as it was last seen, and what it executes, by id.
 
-    ``name`` and ``queues`` are a worker's; a web process has no name. No queues means all.
+    ``name`` and ``queues`` are a worker's; a web process has no name. No queues means all. Of its
+    ``deliveries``, those ``overdue`` run for longer than their timeout; ``cancelled`` ones still
+    keep their threads.
     """
 
     id: str
     name: str
     queues: list[str]
     deliveries: list[str]
+    overdue: list[str]
+    cancelled: list[str]
     host: str
     pid: int
     started_at: datetime
@@ -81,7 +87,9 @@ def reason(
         case DeliveryState.DISCARDED:
             return f"It was discarded at {finished} after {delivery.attempts} attempts.{error}"
         case DeliveryState.EXECUTING:
-            return f"Attempt {max(delivery.attempts, 1)} is claimed or runs.{error}"
+            is_overdue = any(delivery.id in relay.overdue for relay in relays)
+            how = "runs, for longer than its timeout" if is_overdue else "is claimed or runs"
+            return f"Attempt {max(delivery.attempts, 1)} {how}.{error}"
     alive = [relay for relay in relays if relay.is_alive]
     problem = _problem(alive)
     if not is_known:

@@ -21,8 +21,9 @@ from ..host.notifier import notify_all
 from ..state import Result
 from ..verdict import Outcome, Verdict
 from .maintenance import MISSED_HEARTBEATS, Maintenance
+from .pool import Pool, started
 from .process import POLL, SOON, Process
-from .relay import Pool, Relay, started
+from .relay import Relay
 from .settle import Settler
 
 if TYPE_CHECKING:  # What SQLAlchemy is needed for is made elsewhere.
@@ -125,7 +126,7 @@ class Claims:
         if self._thread is None:  # It never lived, as far as the others know.
             return
         self._thread.join(2 * POLL)
-        if not (process.claimed or process.running):
+        if not (process.claimed or process.runs):
             try:
                 self._opened.processes.deregister(process.id)
             except OutboxUnavailable:
@@ -189,7 +190,7 @@ class Claims:
     def _claim(self, now: float) -> None:
         """Claim as many as there is room for, and find out when to do so again."""
         process = self.process
-        room = min(process.room(self._config.concurrency), self._quota)
+        room = min(process.room(process.senders(self._config.concurrency)), self._quota)
         self._has_more, self._next_due = True, POLL  # For all that is known.
         if room <= 0 or process.breaker.is_open(now):
             self._say_if_idle(is_used_up=True)

@@ -28,9 +28,12 @@ from ..envelope import Envelope
 from ..errors import AddressUnknown, NotConsumed, NotTaken, TransportError
 from ..host.per_process import PerProcess
 from ..log import ids
+from ..signals import send_in_context, task_overdue
 from ..state import Result, Source, Transport
 from ..verdict import Outcome, Verdict
 from ..wsgi import is_from_keyboard
+from .pool import Pool
+from .runs import Running
 
 S = TypeVar("S", bound=Source)
 
@@ -42,18 +45,6 @@ _PAUSE, _LONGEST_PAUSE = 0.02, 0.2
 
 logger = logging.getLogger("async_hooks")
 _relays: weakref.WeakSet[Relay[Any]] = weakref.WeakSet()
-
-
-class Pool(Generic[S]):
-    """The source of one process, the threads that it feeds, and what they work on."""
-
-    def __init__(self, source: S) -> None:
-        self.source = source
-        self.threads: list[threading.Thread] = []
-        self.running: dict[object, Envelope] = {}
-        self.lock = threading.Lock()
-        self.stopping = threading.Event()
-        self.has_left = threading.Event()
 
 
 class Relay(Generic[S]):
@@ -84,7 +75,7 @@ class Relay(Generic[S]):
         self._fallback = fallback
         self._in_process = in_process
         self._cancel_unstarted = cancel_unstarted
-        self._pool = PerProcess(lambda: Pool(make_source()))
+        self._pool = PerProcess(lambda: Pool(app, make_source(), config.concurrency))
         self._warned_of_address = False
         _relays.add(self)
 
@@ -106,7 +97,7 @@ class Relay(Generic[S]):
         deadline = time.monotonic() + grace
         pool.source.stop()
         self._cancel_unstarted()
-        for thread in pool.threads:
+        for thread in list(pool.threads):
             thread.join(max(0.0, deadline - time.monotonic()))
         # What is submitted from now on, its own thread runs; what was submitted before, this one.
         pool.has_left.set()
@@ -119,25 +110,30 @@ class Relay(Generic[S]):
         error = TransportError(_too_late("on its way", grace))
         pool.source.end(list(pool.running.values()), error)
 
-    def _start(self, pool: Pool[S]) -> bool:
-        """Start the pool's threads, once; tell whether there is one."""
-        with pool.lock:
-            for number in range(self._config.concurrency - len(pool.threads)):
-                name = f"async_hooks-{self._app.name}-{number}"
-                if thread := started(name, partial(self._work, pool)):
-                    pool.threads.append(thread)
-            loaded: Any = sys.modules.get("multiprocessing")
-            if pool.threads and loaded is not None and loaded.parent_process() is not None:
-                # A child of multiprocessing, which has loaded that, ends without atexit.
-                from multiprocessing.util import Finalize
+    def lend(self, thread: threading.Thread) -> None:
+        """Start a thread in place of ``thread``, if it is ours: an overdue run keeps it."""
+        pool = self._pool.get(os.getpid())
+        if pool is not None and thread in pool.threads and not pool.stopping.is_set():
+            self._start(pool)
 
-                Finalize(self, self.stop, exitpriority=0)
-        return bool(pool.threads)
+    def _start(self, pool: Pool[S]) -> bool:
+        """Start the threads that the pool lacks; tell whether there is one."""
+        loaded: Any = sys.modules.get("multiprocessing")
+        is_first = not pool.threads
+        has_some = pool.start(partial(self._work, pool))
+        if is_first and has_some and loaded is not None and loaded.parent_process() is not None:
+            # A child of multiprocessing, which has loaded that, ends without atexit.
+            from multiprocessing.util import Finalize
+
+            Finalize(self, self.stop, exitpriority=0)
+        return has_some
 
     def _work(self, pool: Pool[S]) -> None:
         carry = partial(self._carry, pool)
         while (envelope := pool.source.next()) is not None:
             self._deliver(pool, envelope, carry)
+            if pool.leave():
+                return
 
     def _run_remaining(self, pool: Pool[S]) -> None:
         """Run in this thread what was submitted while the others were leaving."""
@@ -213,14 +209,11 @@ class Relay(Generic[S]):
         logger.warning(what, envelope.id, error, extra=ids(envelope))
 
 
-def started(name: str, work: Callable[[], None]) -> threading.Thread | None:
-    """Return a daemon thread that does ``work``; None where no more threads can be started."""
-    thread = threading.Thread(target=work, name=name, daemon=True)
-    try:
-        thread.start()
-    except RuntimeError:
-        return None
-    return thread
+def report_overdue(app: Flask, run: Running) -> None:
+    """Say that ``run`` of ``app`` is overdue, and lend whoever sends it another thread."""
+    for relay in list(_relays):
+        relay.lend(run.thread)
+    send_in_context(task_overdue, app, envelope=run.envelope)
 
 
 def _too_late(doing: str, grace: float) -> str:
