@@ -19,6 +19,7 @@ from werkzeug.local import LocalProxy
 from .envelope import Envelope, Origin
 from .errors import ConfigError
 from .snapshot import snapshot
+from .texts import log_exception
 
 
 class RunningTask(Protocol):
@@ -69,8 +70,8 @@ class Context:
         """Return what is kept of a result or an error: nothing, where that can't be told."""
         try:
             return self.redaction(value)
-        except Exception:
-            logger.exception("The redact function failed; the value is not kept.")
+        except Exception as error:
+            log_exception(logger, error, "The redact function failed; the value is not kept.")
             return None
 
     def knows_visitors(self, app: Flask) -> bool:

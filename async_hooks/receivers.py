@@ -19,6 +19,7 @@ from .envelope import Envelope
 from .registry import AppBound, Registry, default_name
 from .state import State
 from .task import DISCARDED, AsyncTask, exponential
+from .texts import log_exception
 from .validation import checked, count, names, optional, seconds, seconds_or_zero
 
 logger = logging.getLogger("async_hooks")
@@ -110,8 +111,9 @@ class RunOptions(NamedTuple):
                 backoff = declared().backoff if isinstance(declared, type) else declared.backoff
                 if backoff is not None:
                     return seconds_or_zero(backoff(failures))
-            except Exception:
-                logger.exception("The backoff of %r did not return seconds.", declared.name)
+            except Exception as error:
+                what = "The backoff of %r did not return seconds."
+                log_exception(logger, error, what, declared.name)
         return exponential(failures)
 
 

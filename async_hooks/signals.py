@@ -11,6 +11,8 @@ from typing import Any
 from blinker import Namespace, Signal
 from flask import Flask, current_app
 
+from .texts import log_exception
+
 logger = logging.getLogger("async_hooks")
 
 _signals = Namespace()
@@ -34,8 +36,9 @@ def send(signal: Signal, app: Flask, /, **facts: Any) -> None:
     for listener in signal.receivers_for(app):
         try:
             listener(app, **facts)
-        except Exception:
-            logger.exception("A listener of %s raised; the task goes on.", _name(signal))
+        except Exception as error:
+            what = "A listener of %s raised; the task goes on."
+            log_exception(logger, error, what, _name(signal))
 
 
 def send_in_context(signal: Signal, app: Flask, /, **facts: Any) -> None:
@@ -46,8 +49,8 @@ def send_in_context(signal: Signal, app: Flask, /, **facts: Any) -> None:
     try:
         with app.app_context():
             send(signal, app, **facts)
-    except Exception:
-        logger.exception("A teardown function raised after %s.", _name(signal))
+    except Exception as error:
+        log_exception(logger, error, "A teardown function raised after %s.", _name(signal))
 
 
 def _name(signal: Signal) -> str:

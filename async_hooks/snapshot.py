@@ -11,6 +11,7 @@ from typing import Any
 from uuid import UUID
 
 from .errors import DataError
+from .texts import repr_of, text_of
 
 #: What JSON can carry as it is. In the request, this is quicker to see than its path is to write.
 _ATOMS = frozenset({str, int, bool, type(None)})
@@ -38,7 +39,7 @@ def snapshot(data: Mapping[str, Any], *, max_bytes: int) -> str:
     except RecursionError:
         raise DataError("'data' is nested too deeply, or contains itself. Flatten it.") from None
     except ValueError as error:
-        raise DataError(f"'data' can't be written as JSON: {error}") from None
+        raise DataError(f"'data' can't be written as JSON: {text_of(error)}") from None
     if len(text) > max_bytes:
         raise DataError(
             f"'data' is {len(text)} bytes of JSON; 'ASYNC_HOOKS_MAX_BYTES' allows {max_bytes}, "
@@ -82,7 +83,8 @@ def plain(value: Any, path: str) -> Any:
 def _key(key: Any, path: str) -> str:
     if isinstance(key, str):
         return key
-    raise DataError(f"{path} has the key {key!r}; JSON keys are strings. Use str({key!r}).")
+    shown = repr_of(key)
+    raise DataError(f"{path} has the key {shown}; JSON keys are strings. Use str({shown}).")
 
 
 def _described(value: Any) -> str:

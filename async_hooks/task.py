@@ -16,6 +16,7 @@ from .context import current_attempt
 from .errors import AsyncHooksError, ConfigError, NoAppContext, OutboxRequired
 from .registry import default_name
 from .state import current_state
+from .texts import repr_of
 from .validation import (
     checked,
     count,
@@ -219,7 +220,7 @@ def check(task: type[AsyncTask]) -> None:
     :raises ConfigError: naming the class and the attribute.
     """
     if not (isinstance(task, type) and issubclass(task, AsyncTask)):
-        raise ConfigError(f"expected a subclass of AsyncTask to register, got: {task!r}")
+        raise ConfigError(f"expected a subclass of AsyncTask to register, got: {repr_of(task)}")
     where = task.__qualname__
     if not hasattr(task, "action"):
         raise ConfigError(f"{where!r} has no 'action'. Set it to the signal that triggers it.")

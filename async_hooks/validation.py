@@ -11,6 +11,7 @@ from datetime import timedelta
 from typing import Any, TypeVar
 
 from .errors import ConfigError
+from .texts import repr_of
 
 T = TypeVar("T")
 
@@ -35,7 +36,7 @@ def checked(check: Callable[[Any], T], value: Any, key: str, *, where: str | Non
         return check(value)
     except Wrong as wrong:
         place = "" if where is None else f"{where!r}: "
-        got = "" if wrong.secret else f", got: {value!r}"
+        got = "" if wrong.secret else f", got: {repr_of(value)}"
         raise ConfigError(f"{place}expected {key!r} to be {wrong}{got}") from None
 
 

@@ -18,6 +18,7 @@ from ..errors import OutboxUnavailable
 from ..receivers import find_receiver
 from ..signals import send, send_in_context, task_failed, task_started, task_succeeded
 from ..task import AsyncTask, Discard, Retry
+from ..texts import log_exception
 from ..verdict import Outcome, Verdict
 from ..wsgi import is_from_keyboard
 from .attempt import ATTEMPT, ENDPOINT, PING, Attempt, unconnected
@@ -102,10 +103,8 @@ def run_view() -> Response:
         abort(404)
     if attempt.envelope.task == PING:
         attempt.verdict = Verdict(Outcome.COMPLETED, _warning(request.environ))
-    elif isinstance(resolved := _resolve(attempt), Verdict):
-        attempt.verdict = resolved
     else:
-        _run(attempt, resolved)
+        _run(attempt)
     return Response(status=204)
 
 
@@ -136,10 +135,16 @@ def _resolve(attempt: Attempt) -> type[AsyncTask] | Verdict:
     return task
 
 
-def _run(attempt: Attempt, task: type[AsyncTask]) -> None:
+def _run(attempt: Attempt) -> None:
     app, envelope = attempt.state.app, attempt.envelope
-    send(task_started, app, envelope=envelope)
+    # It has come this far, so whatever escapes from here on is its failure.
+    attempt.verdict = Verdict(Outcome.FAILED, "The run ended without an outcome.")
     try:
+        task = _resolve(attempt)
+        if isinstance(task, Verdict):
+            attempt.verdict = task
+            return
+        send(task_started, app, envelope=envelope)
         data = envelope.data
         attempt.launching = True
         try:
@@ -152,7 +157,7 @@ def _run(attempt: Attempt, task: type[AsyncTask]) -> None:
     except BaseException as error:  # sys.exit and CancelledError are failures like any other.
         attempt.fail(error)
         send(task_failed, app, envelope=envelope, exception=error)
-        if not isinstance(error, (Retry, Discard)):
+        if not issubclass(type(error), (Retry, Discard)):
             raise  # to the app's error handlers, and to Flask's log
     else:
         attempt.verdict = Verdict(Outcome.COMPLETED)
@@ -180,9 +185,9 @@ def _verdict(attempt: Attempt, status: str, error: BaseException | None) -> Verd
     if error is not None:
         # Flask lets exceptions out in testing and debug, and teardown functions raise.
         # No debugger and no server will show this one.
-        logger.error("Exception in %s", where, exc_info=error)
+        log_exception(logger, error, "Exception in %s", where)
     if attempt.verdict is None:
-        what = f"raised {type(error).__name__}" if error else f"answered {status}"
+        what = f"answered {status}" if error is None else f"raised {type(error).__name__}"
         return Verdict(
             Outcome.INTERCEPTED,
             f"The app {what} before {where} reached its task. Does a before_request stand in "

@@ -24,6 +24,7 @@ from ..signals import send, task_failed, task_launched
 from ..snapshot import plain, snapshot
 from ..state import KEY, State
 from ..task import AsyncTask, Auth, LaunchOptions, SkipTask, check_options
+from ..texts import repr_of
 from ..validation import is_text, seconds_or_zero
 from .after_response import after_response
 
@@ -192,7 +193,7 @@ def _with_options(task: type[AsyncTask], envelope: Envelope, options: LaunchOpti
 
 def _digest(task: type[AsyncTask], key: str) -> str:
     if not isinstance(key, str):
-        raise DataError(f"The unique_key of task {task.name!r} is no text: {key!r}")
+        raise DataError(f"The unique_key of task {task.name!r} is no text: {repr_of(key)}")
     text = f"{task.name}\0{key}".encode("utf-8", "surrogatepass")
     return hashlib.sha256(text).hexdigest()
 

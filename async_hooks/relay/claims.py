@@ -19,6 +19,7 @@ from ..envelope import Envelope, new_id
 from ..errors import OutboxUnavailable, TransportError
 from ..host.notifier import notify_all
 from ..state import Result
+from ..texts import log_exception, text_of
 from ..verdict import Outcome, Verdict
 from .maintenance import MISSED_HEARTBEATS, Maintenance
 from .pool import Pool, started
@@ -172,11 +173,12 @@ class Claims:
                 # No longer than a heartbeat: who pauses must not be taken for dead.
                 longest = min(_LONGEST_PAUSE, self._config.lease / MISSED_HEARTBEATS)
                 pause = min(max(2 * pause, 0.1), longest)
-                process.own_problem = str(error)
+                process.own_problem = text_of(error)
                 if isinstance(error, OutboxUnavailable):
                     logger.warning("The relay waits %.1f s: %s", pause, error)
                 else:
-                    logger.exception("The relay failed; it retries in %.1f s.", pause)
+                    what = "The relay failed; it retries in %.1f s."
+                    log_exception(logger, error, what, pause)
                 process.ended.wait(pause * uniform(0.5, 1.0))  # noqa: S311
         process.notifier.close()
 

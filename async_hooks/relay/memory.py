@@ -20,6 +20,7 @@ from ..host.timer import call_later
 from ..log import ids
 from ..signals import send_in_context, task_discarded, task_failed
 from ..state import Result, Transport
+from ..texts import error_text
 from ..verdict import Outcome, Verdict
 from .relay import Relay
 
@@ -98,7 +99,7 @@ class Memory:
 
     def lose(self, envelope: Envelope, error: BaseException) -> None:
         """Report that a sender failed on ``envelope``."""
-        self.settle(envelope, TransportError(f"{type(error).__name__}: {error}"))
+        self.settle(envelope, TransportError(error_text(error)))
 
     def stop(self) -> None:
         """Let senders end once nothing waits."""

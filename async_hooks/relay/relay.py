@@ -27,9 +27,10 @@ from ..config import Config
 from ..envelope import Envelope
 from ..errors import AddressUnknown, NotConsumed, NotTaken, TransportError
 from ..host.per_process import PerProcess
-from ..log import ids
+from ..log import ids, one_line
 from ..signals import send_in_context, task_overdue
 from ..state import Result, Source, Transport
+from ..texts import log_exception
 from ..verdict import Outcome, Verdict
 from ..wsgi import is_from_keyboard
 from .pool import Pool
@@ -159,7 +160,8 @@ class Relay(Generic[S]):
         except BaseException as error:
             if is_from_keyboard(error):  # Somebody is tired of waiting for the end.
                 raise
-            logger.exception("Envelope %s: the relay failed.", envelope.id, extra=ids(envelope))
+            what = "Envelope %s: the relay failed."
+            log_exception(logger, error, what, envelope.id, extra=ids(envelope))
             pool.source.lose(envelope, error)
         finally:
             del pool.running[key]
@@ -206,7 +208,7 @@ class Relay(Generic[S]):
                 return
             self._warned_of_address = True
         what = "Envelope %s runs in this process instead: %s"
-        logger.warning(what, envelope.id, error, extra=ids(envelope))
+        logger.warning(what, envelope.id, one_line(error), extra=ids(envelope))
 
 
 def report_overdue(app: Flask, run: Running) -> None:

@@ -20,6 +20,7 @@ from ..receivers import options_of
 from ..signals import send_in_context, task_discarded, task_failed, task_retrying
 from ..state import Result, state_of
 from ..task import DISCARDED, AsyncTask
+from ..texts import UNSHOWN, text_of
 from ..validation import LONGEST
 from ..verdict import Outcome, Verdict
 from .outcomes import CRASHED, RULES, Action, Rule, rule_for
@@ -106,12 +107,13 @@ class Settler:
 
     def _record_unanswered(self, envelope: Envelope, rule: Rule, problem: TransportError) -> None:
         """Record an attempt of which its endpoint said nothing."""
-        if self._send_again(envelope, rule, str(problem), may_have_begun=False):
+        text = text_of(problem)
+        if self._send_again(envelope, rule, text, may_have_begun=False):
             return  # It never began.
         if rule.action is Action.WATCH or self._may_still_run(envelope):
             self._await(envelope)
         else:
-            self.fail(envelope, rule, str(problem), failure=problem)
+            self.fail(envelope, rule, text, failure=problem)
 
     def fail(
         self,
@@ -134,7 +136,8 @@ class Settler:
         counters = (before[0] + 1 - crashes, before[1] + crashes)
         # Decided out of the transaction: it asks the task, and the fence keeps the answer true.
         run_at = self._again_at(envelope, rule, after, *counters)
-        error = str(state_of(self.app).redact(error))
+        kept = state_of(self.app).redact(error)
+        error = UNSHOWN if kept is None else text_of(kept)
         ending = Ending(
             DeliveryState.AVAILABLE if run_at is not None else DeliveryState.DISCARDED,
             run_at=run_at,

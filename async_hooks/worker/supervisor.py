@@ -26,6 +26,7 @@ import click
 
 from ..errors import AsyncHooksError, OutboxUnavailable
 from ..log import one_line
+from ..texts import log_exception
 from .worker import Exit, Options, Work
 
 #: Exit codes: all went well; an attempt failed (with ``once``), or the database can't be used (with
@@ -226,7 +227,7 @@ def _show(error: BaseException) -> None:
     if isinstance(error, click.ClickException):
         error.show()
     else:
-        logger.error("Worker: the app can't be loaded.", exc_info=error)
+        log_exception(logger, error, "Worker: the app can't be loaded.")
 
 
 def _leave(code: int) -> NoReturn:
