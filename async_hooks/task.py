@@ -21,6 +21,7 @@ from .validation import (
     checked,
     count,
     expecting,
+    moment,
     names,
     needs_outbox,
     optional,
@@ -182,8 +183,9 @@ class AsyncTask:
         """Launch with ``data`` itself, without a signal, and return the id.
 
         ``user`` names the visitor to run as; without it, the one of this request. ``delay``
-        (seconds), ``run_at``, ``queue`` and ``unique_key`` need an outbox.
+        (seconds), ``run_at`` (an aware datetime), ``queue`` and ``unique_key`` need an outbox.
 
+        :raises ConfigError: for a wrong option.
         :raises NoAppContext: where no application context is pushed.
         :raises DataError: if the data can't travel.
         :raises OutboxRequired: for what only an outbox can keep.
@@ -238,8 +240,8 @@ def check_options(task: type[AsyncTask], options: LaunchOptions, *, has_outbox: 
     for key, value in options._asdict().items():
         if value and key != "priority" and not has_outbox:
             raise OutboxRequired(needs_outbox(key, f"task {task.name!r}"))
-        if value is not None and key in _CHECKS:
-            checked(_CHECKS[key], value, key, where=task.name)
+        if value is not None and key in _OF_A_LAUNCH:
+            checked(_OF_A_LAUNCH[key], value, key, where=task.name)
 
 
 _CHECKS: Mapping[str, Callable[[Any], Any]] = {
@@ -253,3 +255,4 @@ _CHECKS: Mapping[str, Callable[[Any], Any]] = {
     "max_attempts": optional(count),
     "queue": queue_name,
 }
+_OF_A_LAUNCH = {**_CHECKS, "run_at": moment}

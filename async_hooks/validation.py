@@ -6,8 +6,9 @@ A check returns the value as the library keeps it, or raises :class:`Wrong`.
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Iterable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
 from .errors import ConfigError
@@ -80,6 +81,18 @@ seconds_or_zero = _time(
     "a number of seconds, 0 or more, at most ten years", lambda value: 0 <= value <= LONGEST
 )
 
+
+def moment(value: Any) -> datetime:
+    """Return a point in time, which all machines and the table agree on."""
+    if not isinstance(value, datetime):
+        raise Wrong("a datetime")
+    if value.utcoffset() is None:
+        raise Wrong("a datetime with a time zone; give it this machine's with .astimezone()")
+    if abs(value.timestamp() - time.time()) > LONGEST:
+        raise Wrong("a datetime at most ten years from now")
+    return value
+
+
 count = expecting(
     "a positive whole number",
     lambda value: isinstance(value, int) and not isinstance(value, bool) and value > 0,
@@ -90,7 +103,7 @@ priority_number = expecting(
 flag = expecting("True or False", lambda value: isinstance(value, bool))
 name = expecting("a name", lambda value: isinstance(value, str) and value != "")
 queue_name = expecting(
-    "a name of up to 100 characters", lambda value: value != "" and is_text(value, 100)
+    "a name of up to 100 characters", lambda value: is_text(value, 100) and value != ""
 )
 
 

@@ -177,7 +177,9 @@ def test_the_groups_listing_cuts_no_help(shop: Shop) -> None:
         (["cancel", "--state", "completed"], "'available', 'executing'"),
         (["purge", "--older-than", "-1"], "expected 0 or more seconds"),
         (["purge", "--older-than", "2w"], "45s, 30m, 12h, 7d, got: '2w'"),
+        (["purge", "--older-than", "9999999999d"], "7d, got: '9999999999d'"),
         (["health", "--patience", "0"], "more than 0 seconds"),
+        (["health", "--patience", "3651d"], "at most ten years, or e.g. 45s"),
         (["pause", "\udcff"], "without control characters"),
     ],
 )

@@ -9,7 +9,6 @@ import hashlib
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from datetime import UTC
 from functools import partial
 from typing import Any
 
@@ -171,10 +170,10 @@ def _with_options(task: type[AsyncTask], envelope: Envelope, options: LaunchOpti
     delay, run_at = options.delay or task.delay, None
     if delay:
         run_at = time.time() + seconds_or_zero(delay)
-    if (moment := options.run_at) is not None:
+    if options.run_at is not None:
         if options.delay:
             raise ConfigError(f"{task.name!r}: 'delay' and 'run_at' exclude each other.")
-        run_at = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+        run_at = options.run_at.timestamp()
     key, ref = options.unique_key, None
     if key is None and task.unique_key is not AsyncTask.unique_key:
         key = task().unique_key(envelope.data)

@@ -10,17 +10,17 @@ from typing import Any
 
 from flask import Flask
 
-from ..delivery import FINAL, Delivery, DeliveryState
+from ..delivery import Delivery, DeliveryState
 from ..envelope import Envelope
 from ..host.liveness import ProcessLock
 from ..receivers import kinds_of, options_of
 from ..state import state_of
-from ..validation import seconds
+from ..validation import checked, seconds
 from . import audiences, schema
 from .engines import identity_of
 from .processes import Processes, ProcessRow
 from .queries import Queries
-from .report import Backlog, Health, RelaySeen, moment, problem_of, reason
+from .report import Backlog, Health, RelaySeen, lateness, moment, problem_of, reason
 from .rows import envelope_of
 from .store import Store
 
@@ -145,7 +145,7 @@ class Outbox(Queries):
     def overdue(self) -> timedelta | None:
         """Return since how long the longest waiting delivery is due, None if none is."""
         due = self.oldest_due()
-        return None if due is None else timedelta(seconds=self._now() - due)
+        return None if due is None else lateness(due, self._now())
 
     def health(self, *, patience: float | timedelta = 60) -> Health:
         """Tell whether deliveries are sent: something relays, and none is due for too long.
@@ -153,7 +153,7 @@ class Outbox(Queries):
         ``patience`` (seconds) says how long is too long.
         """
         late, relays = self.overdue(), self.relays()
-        problem = problem_of(late, relays, seconds(patience))
+        problem = problem_of(late, relays, checked(seconds, patience, "patience"))
         if problem is None:
             problem = next(iter(self.orphaned()), None)
         return Health(
@@ -213,7 +213,7 @@ class Outbox(Queries):
             max_attempts=options_of(state_of(self._app), envelope).max_attempts,
             run_at=moment(row.run_at),
             created_at=moment(row.created_at),
-            finished_at=moment(row.finished_at) if state in FINAL else None,
+            finished_at=None if row.finished_at is None else moment(row.finished_at),
             error=row.error if problem is None else f"This code can't read the row: {problem}",
             result=result,
             data=data,

@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, and_, case, delete, func, null, or_, select, update
 
 from ..delivery import SHOWN, UNFINISHED, DeliveryState
-from ..validation import seconds_or_zero
+from ..validation import checked, seconds_or_zero
 from .attempts import free_parents
 from .claiming import paused, queue_heads
 from .connections import Connection, InsertMissing
@@ -226,7 +226,8 @@ class Queries:
 
         Only what is final has finished; asked for its state, a database may read all that is.
         """
-        is_old = _d.finished_at < self._now() - seconds_or_zero(older_than)
+        age = checked(seconds_or_zero, older_than, "older_than")
+        is_old = _d.finished_at < self._now() - age
         return and_(self._is_ours(), is_old, _d.unique_key.is_(None))
 
     def _count(self, where: ColumnElement[bool]) -> int:

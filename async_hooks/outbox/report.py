@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from ..delivery import Delivery, DeliveryState
 
@@ -107,9 +108,21 @@ def reason(
     return f"{why}{error}"
 
 
-def moment(at: float) -> datetime:
-    """Return a time of the table's as others see it."""
-    return datetime.fromtimestamp(at, UTC)
+def moment(at: Any) -> datetime:
+    """Return a time of the table's as others see it; of one that no calendar has, the nearest."""
+    try:
+        return datetime.fromtimestamp(at, UTC)
+    except (ValueError, OverflowError, OSError, TypeError):  # SQLite's columns hold anything.
+        is_late = isinstance(at, (int, float)) and at > 0
+        return (datetime.max if is_late else datetime.min).replace(tzinfo=UTC)
+
+
+def lateness(due_at: float, now: float) -> timedelta:
+    """Return how long ago ``due_at`` was, of what is too long for any clock the longest."""
+    try:
+        return timedelta(seconds=now - due_at)
+    except OverflowError:
+        return timedelta.max
 
 
 def _in_words(at: datetime | None) -> str:
