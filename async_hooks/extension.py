@@ -15,6 +15,7 @@ from . import config as configuration
 from . import log
 from .actions import action_signal, async_signal
 from .context import Capture, Context, Restore
+from .declarations import check, option_for_outbox
 from .endpoint import executor
 from .endpoint.attempt import ENDPOINT
 from .endpoint.endpoint import Endpoint
@@ -26,7 +27,7 @@ from .receivers import Receiver
 from .recorder import Recorder, recording
 from .registry import Registry
 from .state import KEY, current_state, state_of
-from .task import AsyncTask, check, option_for_outbox
+from .task import AsyncTask
 from .transports.address import Address
 from .validation import needs_outbox
 from .wiring import keep_at_ends, wire

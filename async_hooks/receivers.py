@@ -20,7 +20,7 @@ from .registry import AppBound, Registry, default_name
 from .state import State
 from .task import DISCARDED, AsyncTask, exponential
 from .texts import log_exception
-from .validation import checked, count, names, optional, seconds, seconds_or_zero
+from .validation import a_function, checked, count, names, optional, seconds, seconds_or_zero
 
 logger = logging.getLogger("async_hooks")
 
@@ -43,7 +43,7 @@ class Receiver(AppBound):
         self.aliases = checked(names, aliases, "aliases", where=self.name)
         self.timeout = checked(optional(seconds), timeout, "timeout", where=self.name)
         self.max_attempts = checked(optional(count), max_attempts, "max_attempts", where=self.name)
-        self.backoff = backoff
+        self.backoff = checked(optional(a_function), backoff, "backoff", where=self.name)
         self._function = function
 
     def __call__(self, sender: Any, /, **kwargs: Any) -> Any:

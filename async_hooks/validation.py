@@ -5,6 +5,7 @@ A check returns the value as the library keeps it, or raises :class:`Wrong`.
 
 from __future__ import annotations
 
+import difflib
 import re
 import time
 from collections.abc import Callable, Iterable
@@ -100,6 +101,7 @@ count = expecting(
 priority_number = expecting(
     "an int, up to a million", lambda value: type(value) is int and abs(value) <= 1_000_000
 )
+a_function = expecting("a function", callable)
 flag = expecting("True or False", lambda value: isinstance(value, bool))
 name = expecting("a name", lambda value: isinstance(value, str) and value != "")
 queue_name = expecting(
@@ -121,6 +123,12 @@ def is_text(value: Any, longest: int) -> bool:
     if not isinstance(value, str) or len(value) > longest:
         return False
     return re.search("[\0\ud800-\udfff]", value) is None
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return a question that names the one of ``known`` that is most like ``name``, or nothing."""
+    found = difflib.get_close_matches(name, list(known), n=1)
+    return f"Did you mean {found[0]!r}?" if found else ""
 
 
 def needs_outbox(key: str, whose: str) -> str:

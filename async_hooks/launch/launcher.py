@@ -15,6 +15,7 @@ from typing import Any
 from flask import Flask, current_app
 
 from ..context import RunningTask, admits, current_attempt, origin
+from ..declarations import check_options
 from ..envelope import Envelope, new_id
 from ..errors import AsyncHooksError, ConfigError, DataError, OutboxUnavailable
 from ..log import one_line
@@ -22,7 +23,7 @@ from ..registry import AppBound, Registry
 from ..signals import send, task_failed, task_launched
 from ..snapshot import plain, snapshot
 from ..state import KEY, State
-from ..task import AsyncTask, Auth, LaunchOptions, SkipTask, check_options
+from ..task import AsyncTask, Auth, LaunchOptions, SkipTask
 from ..texts import repr_of
 from ..validation import is_text, seconds_or_zero
 from .after_response import after_response
