@@ -116,7 +116,7 @@ class AsyncHooks:
     def job(self, /, **options: Any) -> Callable[[Callable[P, R]], Job[P, R]]: ...
 
     def job(self, function: Any = None, /, **options: Any) -> Any:
-        """Make the decorated function a task: ``function.enqueue(**data)`` runs it later.
+        """Make the decorated function a task: ``function.enqueue(…)`` calls it later.
 
         ``name``, ``aliases``, ``queue``, ``priority``, ``timeout``, ``delay``, ``max_attempts`` and
         ``auth_level`` are as for a task; ``backoff``, ``unique_key``, ``ref``, ``finish`` and
