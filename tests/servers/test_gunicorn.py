@@ -228,6 +228,20 @@ def test_a_killed_executor_is_reported_and_nothing_is_run_twice(start: Start) ->
     assert len(site.notes("number")) == 1
 
 
+def test_an_exception_without_a_text_is_the_failure_of_a_run_that_began(
+    start: Start, tmp_path: Path
+) -> None:
+    outbox = f"sqlite:///{tmp_path / 'outbox.db'}"
+    site, url = start(SITE_ASYNC_HOOKS_OUTBOX=outbox, SITE_ASYNC_HOOKS_MAX_ATTEMPTS="1")
+    for number in range(5):
+        assert requests.get(f"{url}/api/{number}", timeout=30).ok
+        assert requests.get(f"{url}/visit/{number}", timeout=30).ok
+    wait_until(lambda: site.log.count("was discarded: ApiError: <cannot be shown>") == 5)
+    site.wait_for("done", 5)
+    assert sorted(line["called"] for line in site.notes("called")) == list(range(5))
+    assert "before_request" not in site.log
+
+
 def test_a_timeout_is_reported(start: Start) -> None:
     site, url = start(SITE_ASYNC_HOOKS_TIMEOUT="0.2")
     site.hold.touch()

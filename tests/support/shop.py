@@ -96,9 +96,22 @@ def clerk(sender: Flask, *, number: int) -> None:
     note(filled=number, id=current_envelope.id)
 
 
+class ApiError(Exception):
+    """Has a number for a text, as a careless ``__str__`` returns it."""
+
+    def __str__(self) -> Any:
+        return 503
+
+
+@hooks.job(name="api")
+def call_api(number: int) -> None:
+    note(called=number, id=current_envelope.id)
+    raise ApiError
+
+
 @task_failed.connect
 def failed(sender: Flask, *, envelope: Any, exception: BaseException) -> None:
-    note(failed=envelope.id, error=str(exception))
+    note(failed=envelope.id, error="" if isinstance(exception, ApiError) else str(exception))
 
 
 def visit(number: int) -> str:
@@ -128,6 +141,7 @@ def create_app(**config: Any) -> Flask:
     app.add_url_rule("/visit/<int:number>", view_func=visit)
     app.add_url_rule("/split/<int:number>", view_func=split)
     app.add_url_rule("/order/<int:number>", view_func=order)
+    app.add_url_rule("/api/<int:number>", "api", call_api.enqueue)
     app.add_url_rule("/stream/<int:number>", view_func=stream)
     app.add_url_rule("/", "up", lambda: "up")
     hooks.init_app(app)
