@@ -12,6 +12,7 @@ from ..delivery import DeliveryState, Ending
 from ..envelope import Envelope
 from ..errors import OutboxUnavailable
 from ..log import ids, one_line
+from ..receivers import awaited
 from ..signals import send, task_failed
 from ..snapshot import snapshot
 from ..task import AsyncTask
@@ -86,7 +87,8 @@ def finish(attempt: Attempt) -> None:
                 return
             result = _in_order(attempt, task, collected)
         attempt.launching = True
-        task().finish(result, attempt.envelope.data)
+        finishing: Any = task()
+        awaited(attempt.state.app, finishing.finish(result, attempt.envelope.data))
     except BaseException as error:  # As in a run, sys.exit is a failure like any other.
         if is_from_keyboard(error):
             raise

@@ -15,7 +15,7 @@ from flask import Flask, Response, abort, request
 
 from ..context import admits, current_attempt
 from ..errors import OutboxUnavailable
-from ..receivers import find_receiver
+from ..receivers import awaited, find_receiver
 from ..signals import send, send_in_context, task_failed, task_started, task_succeeded
 from ..task import AsyncTask, Discard, Retry
 from ..texts import log_exception
@@ -146,12 +146,13 @@ def _run(attempt: Attempt) -> None:
             return
         send(task_started, app, envelope=envelope)
         data = envelope.data
+        running: Any = task()  # Its methods may be asynchronous.
         attempt.launching = True
         try:
             if attempt.is_after_the_end:
-                task().discarded(data["data"], data["error"])
+                awaited(app, running.discarded(data["data"], data["error"]))
             else:
-                attempt.result = task().run_action(data)
+                attempt.result = awaited(app, running.run_action(data))
         finally:
             attempt.launching = False
     except BaseException as error:  # sys.exit and CancelledError are failures like any other.

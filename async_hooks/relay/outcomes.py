@@ -6,6 +6,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from ..state import Result
+from ..texts import text_of
 from ..verdict import Outcome, Verdict
 
 
@@ -69,4 +70,4 @@ def rule_for(result: Result) -> Rule:
         return RULES[Outcome.REPLAYED]
     if isinstance(result, Verdict):
         return RULES[result.outcome]
-    return RULES.get(result.cause, OTHERWISE)
+    return RULES.get(text_of(result.cause), OTHERWISE)

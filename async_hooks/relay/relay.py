@@ -30,7 +30,7 @@ from ..host.per_process import PerProcess
 from ..log import ids, one_line
 from ..signals import send_in_context, task_overdue
 from ..state import Result, Source, Transport
-from ..texts import log_exception
+from ..texts import error_text, log_exception
 from ..verdict import Outcome, Verdict
 from ..wsgi import is_from_keyboard
 from .pool import Pool
@@ -156,6 +156,10 @@ class Relay(Generic[S]):
                 result = send(envelope)
             except TransportError as error:
                 result = error
+            except Exception as error:  # Of a transport of the user's.
+                what = "Envelope %s: its transport failed."
+                log_exception(logger, error, what, envelope.id, extra=ids(envelope))
+                result = TransportError(error_text(error))
             pool.source.settle(envelope, result)
         except BaseException as error:
             if is_from_keyboard(error):  # Somebody is tired of waiting for the end.

@@ -138,14 +138,9 @@ class Settler:
         run_at = self._again_at(envelope, rule, after, *counters)
         kept = state_of(self.app).redact(error)
         error = UNSHOWN if kept is None else text_of(kept)
-        ending = Ending(
-            DeliveryState.AVAILABLE if run_at is not None else DeliveryState.DISCARDED,
-            run_at=run_at,
-            error=error,
-            failures=1 - crashes,
-            crashes=crashes,
-            additions=[] if run_at is not None else self._on_discard(envelope, error),
-        )
+        state = DeliveryState.AVAILABLE if run_at is not None else DeliveryState.DISCARDED
+        notices = [] if run_at is not None else self._on_discard(envelope, error)
+        ending = Ending(state, run_at, error, None, 1 - crashes, crashes, additions=notices)
         if not self.store.record(envelope, ending):
             return
         if failure is not None:
@@ -171,6 +166,7 @@ class Settler:
 
         :raises OutboxUnavailable: if nothing can be written now.
         """
+        error = "Its outcome could not be recorded; the log says why."
         for envelope in envelopes:
             try:
                 step(envelope)
@@ -178,14 +174,13 @@ class Settler:
                 raise
             except Exception:
                 logger.exception("Delivery %s: set aside.", envelope.id, extra=ids(envelope))
-                error = "Its outcome could not be recorded; the log says why."
                 run_at = self.store.now() + _ASIDE
                 self.store.record(envelope, Ending(DeliveryState.AVAILABLE, run_at, error))
 
     def record_crash(self, envelope: Envelope) -> None:
         """Count the death of the process that ran ``envelope``."""
-        error = "The process that ran it died."
-        self.fail(envelope, CRASHED, error, failure=TransportError(error))
+        died = TransportError("The process that ran it died.")
+        self.fail(envelope, CRASHED, str(died), failure=died)
 
     def _again_at(
         self, envelope: Envelope, rule: Rule, after: float | None, failures: int, crashes: int
@@ -238,8 +233,8 @@ class Settler:
         is_news = is_released and rule.slows and process.refusals(envelope) == 1
         if is_released and rule.breaks:
             is_news = process.breaker.trip(error, process.monotonic())
+        what = "Delivery %s did not arrive, and waits: %s"
         if is_news:
-            what = "Delivery %s did not arrive, and waits: %s"
             logger.warning(what, envelope.id, error, extra=ids(envelope))
         return is_released
 
@@ -251,8 +246,8 @@ class Settler:
         process = self.process
         if envelope not in process.runs and self.store.holder(envelope) not in (None, process.id):
             return
-        timeout = options_of(state_of(self.app), envelope).timeout
-        process.awaited[envelope.id] = (envelope, process.monotonic() + timeout)
+        until = process.monotonic() + options_of(state_of(self.app), envelope).timeout
+        process.awaited[envelope.id] = (envelope, until)
         process.notifier.notify()
 
     def _may_still_run(self, envelope: Envelope) -> bool:
