@@ -153,9 +153,9 @@ class Config:
     sqlite_synchronous: str = _key("NORMAL", one_of("NORMAL", "FULL"))
     #: TLS trust of the loopback: True, False or a CA bundle's path.
     verify: bool | str = _key(True, _verify)
-    #: Extra headers of the loopback.
+    #: Extra headers of the loopback, and of each fresh request.
     headers: dict[str, str] = field(default_factory=dict, metadata={"check": _headers})
-    #: Basic auth of the loopback.
+    #: Basic auth of the loopback, and of each fresh request.
     auth: Any = _key(None, _auth)
     #: What the app's tokens and rows carry; of several names the first is written, all are read.
     #: None: the app's name. Deployments that share a SECRET_KEY or an outbox differ here.

@@ -23,7 +23,7 @@ from ..verdict import Outcome, Verdict
 from ..wsgi import is_from_keyboard
 from .attempt import ATTEMPT, ENDPOINT, PING, Attempt, unconnected
 from .completion import complete, finish
-from .fresh_request import freshen, serve
+from .fresh_request import fresh_environ, serve
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication, WSGIEnvironment
@@ -36,12 +36,11 @@ def execute(attempt: Attempt, wsgi_app: WSGIApplication, environ: WSGIEnvironmen
     refusal = _begin(attempt)
     if refusal is not None:
         return refusal
-    freshen(environ, attempt.envelope.origin)
-    environ[ATTEMPT] = attempt
     status, error = "", None
     reset = current_attempt.set(attempt)
     try:
-        status = serve(wsgi_app, environ)
+        fresh = fresh_environ(attempt.state.config, attempt.envelope.origin, environ)
+        status = serve(wsgi_app, {**fresh, ATTEMPT: attempt})
     except BaseException as raised:
         if is_from_keyboard(raised):
             raise

@@ -26,7 +26,7 @@ class InProcess:
     def _run(self, envelope: Envelope) -> Attempt:
         state = state_of(self._app)
         attempt = Attempt(state, envelope)
-        environ = fresh_environ(f"{state.config.url_prefix}/run", envelope.origin)
+        environ = fresh_environ(state.config, envelope.origin)
         environ[ATTEMPT] = attempt
         contextvars.Context().run(serve, self._app.wsgi_app, environ)
         return attempt
