@@ -181,10 +181,11 @@ class AsyncHooks:
         self._context.identity = (capture, restore)
 
     def carry(self, name: str, capture: Capture, restore: Restore) -> None:
-        """Let more context travel, e.g. locale or tenant.
+        """Let more context travel, e.g. a tenant; the locale of Flask-Babel travels by itself.
 
         ``restore`` is called in the fresh request, before any before_request, with what
-        ``capture()`` returned where the task was launched.
+        ``capture()`` returned where the task was launched. If ``capture`` raises, that is warned
+        of, and nothing is carried under this name.
         """
         self._context.add(name, capture, restore)
 

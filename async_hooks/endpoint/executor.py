@@ -90,9 +90,10 @@ def restore(app: Flask, /, **_: Any) -> None:
     if exempt is not None:
         exempt(app.view_functions[ENDPOINT])
     context = attempt.state.context
-    context.restore(attempt.envelope.carried)
-    context.restore_visitor(app, attempt.envelope.user)
-    attempt.anonymous = context.visitor(app) is None
+    context.restore(app, attempt.envelope.carried)
+    user = attempt.envelope.user
+    context.restore_visitor(app, user)
+    attempt.anonymous = user is None or context.visitor(app) is None
 
 
 def run_view() -> Response:

@@ -123,7 +123,7 @@ def _visitor(state: State, task: type[AsyncTask]) -> Any:
             f"Task {task.name!r} is for logged-in visitors, but nothing tells who is logged in. "
             "Set up Flask-Login, or call hooks.identity(capture, restore)."
         )
-    return state.context.visitor(state.app)
+    return state.context.captured_visitor(state.app, task.auth_level)
 
 
 def _envelope(
@@ -144,7 +144,7 @@ def _envelope(
         attempt.count_launch(task)
     # What travels beside the data counts as well: the endpoint limits the whole.
     max_bytes = state.config.max_bytes
-    carried, where = state.context.capture(max_bytes), origin(state.app)
+    carried, where = state.context.capture(state.app, max_bytes), origin(state.app)
     visitor = plain(user, "user")
     beside = len(carried) + (len(str(visitor)) if visitor is not None else 0)
     envelope = Envelope(
