@@ -159,15 +159,26 @@ def request_of(app: Flask) -> Request | None:
 
 
 def origin(app: Flask) -> Origin:
-    """Return this request's scheme, host and root as the app sees them, else the configured."""
+    """Return this request's scheme, host and root as the app sees them, else the configured.
+
+    Where Flask-Talisman forces https, https is configured.
+    """
     request = request_of(app)
     if request is not None:
         return Origin(request.scheme, request.host, request.environ.get("SCRIPT_NAME", ""))
     config = app.config
+    scheme = "https" if _forces_https(app) else config["PREFERRED_URL_SCHEME"]
     trusted = [host.lstrip(".") for host in config.get("TRUSTED_HOSTS") or ()]
     host = config.get("SERVER_NAME") or (trusted[0] if trusted else "localhost")
     root = config["APPLICATION_ROOT"]
-    return Origin(config["PREFERRED_URL_SCHEME"], host, root.rstrip("/"))
+    return Origin(scheme, host, root.rstrip("/"))
+
+
+def _forces_https(app: Flask) -> bool:
+    """Tell whether Flask-Talisman lets no plain HTTP in; in debug mode it does."""
+    asked = app.before_request_funcs.get(None, ())
+    owners = [getattr(function, "__self__", None) for function in asked]
+    return not app.debug and any(getattr(owner, "force_https", False) for owner in owners)
 
 
 def _flask_login_visitor(app: Flask) -> Any:

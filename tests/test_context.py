@@ -264,6 +264,27 @@ def test_an_identity_that_can_not_be_told_launches_nothing_for_logged_in_visitor
     assert isinstance(said["exception"], AttributeError)
 
 
+def test_a_restore_that_raises_fails_the_attempt_and_says_so(action: str, facts: Facts) -> None:
+    app, hooks = make_app(ASYNC_HOOKS_TRANSPORT="in_process")
+    make_task(hooks, action)
+    hooks.carry("tenant", lambda: "acme", {}.__getitem__)
+    ran: list[int] = []
+    hooks.receiver(action)(lambda sender: ran.append(1))
+    with app.app_context():
+        blinker.signal(action).send(app)
+        [said] = facts.wait_for("failed")
+    assert str(said["exception"]).startswith("KeyError was raised when the visitor, or what hooks")
+    assert ran == []
+
+
+def test_a_restore_that_raises_is_raised_in_an_eager_test(action: str) -> None:
+    app, hooks = make_app()
+    task = make_task(hooks, action)
+    hooks.carry("tenant", lambda: "acme", {}.__getitem__)
+    with app.app_context(), pytest.raises(KeyError, match="acme"):
+        task.dispatch({})
+
+
 def test_carrying_a_name_twice_is_refused() -> None:
     _, hooks = make_app()
     hooks.carry("locale", dict, lambda locale: None)

@@ -23,7 +23,8 @@ from ..verdict import Outcome, Verdict
 from ..wsgi import is_from_keyboard
 from .attempt import ATTEMPT, ENDPOINT, PING, Attempt, unconnected
 from .completion import complete, finish
-from .fresh_request import fresh_environ, serve
+from .fresh_request import Answered, fresh_environ, serve
+from .interception import exempt, intercepted, not_restored
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication, WSGIEnvironment
@@ -36,18 +37,18 @@ def execute(attempt: Attempt, wsgi_app: WSGIApplication, environ: WSGIEnvironmen
     refusal = _begin(attempt)
     if refusal is not None:
         return refusal
-    status, error = "", None
+    answered, error = Answered(), None
     reset = current_attempt.set(attempt)
     try:
         fresh = fresh_environ(attempt.state.config, attempt.envelope.origin, environ)
-        status = serve(wsgi_app, {**fresh, ATTEMPT: attempt})
+        answered = serve(wsgi_app, {**fresh, ATTEMPT: attempt})
     except BaseException as raised:
         if is_from_keyboard(raised):
             raise
         error = raised
     finally:
         current_attempt.reset(reset)
-    attempt.verdict = _verdict(attempt, status, error)
+    attempt.verdict = _verdict(attempt, answered, error)
     attempt.state.process[os.getpid()].finish(attempt.envelope, attempt.verdict)
     return attempt.verdict
 
@@ -85,15 +86,15 @@ def restore(app: Flask, /, **_: Any) -> None:
     # The token decided where this goes; no catch-all rule, subdomain or host has a say.
     rule = next(app.url_map.iter_rules(ENDPOINT))
     request.url_rule, request.view_args, request.routing_exception = rule, {}, None
-    # A token proves more than a CSRF token does. Flask-WTF may be set up after us: ask late.
-    exempt = getattr(app.extensions.get("csrf"), "exempt", None)
-    if exempt is not None:
-        exempt(app.view_functions[ENDPOINT])
-    context = attempt.state.context
-    context.restore(app, attempt.envelope.carried)
-    user = attempt.envelope.user
-    context.restore_visitor(app, user)
-    attempt.anonymous = user is None or context.visitor(app) is None
+    exempt(app, app.view_functions[ENDPOINT])
+    context, user = attempt.state.context, attempt.envelope.user
+    try:
+        context.restore(app, attempt.envelope.carried)
+        context.restore_visitor(app, user)
+        attempt.anonymous = user is None or context.visitor(app) is None
+    except Exception as error:
+        attempt.exception = error
+        raise
 
 
 def run_view() -> Response:
@@ -181,19 +182,16 @@ def at_teardown(error: BaseException | None) -> None:
             finish(attempt)
 
 
-def _verdict(attempt: Attempt, status: str, error: BaseException | None) -> Verdict:
+def _verdict(attempt: Attempt, answered: Answered, error: BaseException | None) -> Verdict:
     where = f"the fresh request of envelope {attempt.envelope.id!r}"
     if error is not None:
         # Flask lets exceptions out in testing and debug, and teardown functions raise.
         # No debugger and no server will show this one.
         log_exception(logger, error, "Exception in %s", where)
     if attempt.verdict is None:
-        what = f"answered {status}" if error is None else f"raised {type(error).__name__}"
-        return Verdict(
-            Outcome.INTERCEPTED,
-            f"The app {what} before {where} reached its task. Does a before_request stand in "
-            "the way? Let it pass when async_hooks.current_envelope is true.",
-        )
+        if attempt.exception is not None:
+            return not_restored(where, attempt.exception)
+        return intercepted(attempt.state.app, where, answered, error)
     if attempt.verdict.outcome is Outcome.COMPLETED and error is not None:
         # A teardown function raised after all that could still be told in the request.
         attempt.fail(error)

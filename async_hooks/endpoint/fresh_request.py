@@ -5,8 +5,8 @@ from __future__ import annotations
 import io
 import sys
 from base64 import b64encode
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..config import Config
 from ..envelope import Origin
@@ -92,13 +92,23 @@ def _authorized(config: Config) -> Mapping[str, Any]:
     return request.prepare().headers
 
 
-def serve(wsgi_app: WSGIApplication, environ: WSGIEnvironment) -> str:
-    """Let ``wsgi_app`` serve ``environ`` to its end; return the status that it answered."""
-    answered = ""
+class Answered(NamedTuple):
+    """The status that an app answered, and where it redirects to."""
 
-    def start_response(status: str, *args: Any) -> Callable[[bytes], None]:
+    status: str = ""
+    location: str = ""
+
+
+def serve(wsgi_app: WSGIApplication, environ: WSGIEnvironment) -> Answered:
+    """Let ``wsgi_app`` serve ``environ`` to its end; return what it answered."""
+    answered = Answered()
+
+    def start_response(
+        status: str, headers: Sequence[tuple[str, str]], *args: Any
+    ) -> Callable[[bytes], None]:
         nonlocal answered
-        answered = status
+        locations = [value for name, value in headers if name.lower() == "location"]
+        answered = Answered(status, *locations[:1])
         return lambda data: None
 
     drain(wsgi_app(environ, start_response))

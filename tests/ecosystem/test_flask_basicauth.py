@@ -8,16 +8,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from async_hooks import AsyncHooks, TransportError
 from tests.ecosystem.serving import served, work
+from tests.support.apps import make_task, plain_app
 from tests.support.services import require_module
 from tests.support.site import Site
 from tests.support.visitors import Door, Visits, ordering, send_orders
 from tests.support.waiting import wait_until
 
 require_module("flask_basicauth")
+
+from flask_basicauth import BasicAuth
 
 APP = "tests.ecosystem.guarded:app"
 
@@ -82,3 +87,16 @@ def test_runs_in_a_worker_have_the_password(tmp_path: Path) -> None:
         assert len(visits.accepted) == 15
         assert work(tmp_path, APP, **outbox) == 0
         assert filled(site) == sorted(visits.accepted)
+
+
+def test_without_the_password_the_error_names_its_key(action: str) -> None:
+    app = plain_app(
+        ASYNC_HOOKS_TRANSPORT="eager",
+        BASIC_AUTH_FORCE=True,
+        BASIC_AUTH_USERNAME="ada",
+        BASIC_AUTH_PASSWORD="secret",
+    )
+    BasicAuth(app)
+    task: Any = make_task(AsyncHooks(app), action)
+    with app.app_context(), pytest.raises(TransportError, match="Set 'ASYNC_HOOKS_AUTH'"):
+        task.dispatch({})

@@ -1,0 +1,60 @@
+"""What stands in the way of a run: extensions that let it pass if asked to, and all others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from flask import Flask
+
+from ..verdict import Outcome, Verdict
+from .fresh_request import Answered
+
+_LET_PASS = "Let it pass when async_hooks.current_envelope is true."  # noqa: S105 - no password
+
+
+def exempt(app: Flask, view: Any) -> None:
+    """Have the extensions of ``app`` let ``view`` pass: a token proves more than what they ask.
+
+    They may be set up after us, so this is for each run to do.
+    """
+    exempts = getattr(app.extensions.get("csrf"), "exempt", None)
+    if exempts is not None:
+        exempts(view)
+    if any(hasattr(owner, "force_https") for owner in _owners(app)):
+        # Flask-Talisman's. By a proxy's header it may have let the visitor pass; a run has none.
+        view.talisman_view_options = {"force_https": False}
+
+
+def intercepted(app: Flask, where: str, answered: Answered, error: BaseException | None) -> Verdict:
+    """Return the verdict on a run that ``app`` answered before it reached its task."""
+    what = f"raised {type(error).__name__}" if error else f"answered {answered.status}"
+    text = f"The app {what} before {where} reached its task. {_remedy(answered)}"
+    return Verdict(Outcome.INTERCEPTED, text)
+
+
+def not_restored(where: str, error: BaseException) -> Verdict:
+    """Return the verdict on a run whose visitor or other context could not be restored."""
+    return Verdict(
+        Outcome.INTERCEPTED,
+        f"{type(error).__name__} was raised when the visitor, or what hooks.carry carries, was "
+        f"restored in {where}. The app's log has the traceback.",
+    )
+
+
+def _remedy(answered: Answered) -> str:
+    if answered.status.startswith("3") and answered.location.startswith("https:"):
+        return (
+            "It redirects to https. Set 'PREFERRED_URL_SCHEME' to 'https' for what is launched "
+            f"outside of a request, and set up ProxyFix behind a proxy. Or: {_LET_PASS}"
+        )
+    if answered.status.startswith("401"):
+        return f"It asks for a login. Set 'ASYNC_HOOKS_AUTH' to (user, password). Or: {_LET_PASS}"
+    return f"Does a before_request stand in the way? {_LET_PASS}"
+
+
+def _owners(app: Flask) -> Iterator[Any]:
+    """Yield the objects whose methods are asked before each request."""
+    for function in app.before_request_funcs.get(None, ()):
+        if (owner := getattr(function, "__self__", None)) is not None:
+            yield owner
