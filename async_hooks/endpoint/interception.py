@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from flask import Flask
 
 from ..verdict import Outcome, Verdict
 from .fresh_request import Answered
+
+#: Functions that an error names at most, so that it stays short.
+_MOST_NAMES = 5
 
 _LET_PASS = "Let it pass when async_hooks.current_envelope is true."  # noqa: S105 - no password
 
@@ -18,9 +21,15 @@ def exempt(app: Flask, view: Any) -> None:
 
     They may be set up after us, so this is for each run to do.
     """
-    exempts = getattr(app.extensions.get("csrf"), "exempt", None)
-    if exempts is not None:
-        exempts(view)
+    found: Any = app.extensions
+    limiters = found.get("limiter", ())
+    for extension in (
+        found.get("csrf"),
+        *(limiters if isinstance(limiters, (set, frozenset, list, tuple)) else [limiters]),
+        *(owner for owner in _owners(app) if _package(type(owner)) == "flask_seasurf"),
+    ):
+        if callable(exempts := getattr(extension, "exempt", None)):
+            exempts(view)
     if any(hasattr(owner, "force_https") for owner in _owners(app)):
         # Flask-Talisman's. By a proxy's header it may have let the visitor pass; a run has none.
         view.talisman_view_options = {"force_https": False}
@@ -30,6 +39,10 @@ def intercepted(app: Flask, where: str, answered: Answered, error: BaseException
     """Return the verdict on a run that ``app`` answered before it reached its task."""
     what = f"raised {type(error).__name__}" if error else f"answered {answered.status}"
     text = f"The app {what} before {where} reached its task. {_remedy(answered)}"
+    names = [_name(function) for function in app.before_request_funcs.get(None, ())]
+    if names:
+        more = ["…"] if len(names) > _MOST_NAMES else []
+        text += f" It has these: {', '.join(names[:_MOST_NAMES] + more)}."
     return Verdict(Outcome.INTERCEPTED, text)
 
 
@@ -58,3 +71,12 @@ def _owners(app: Flask) -> Iterator[Any]:
     for function in app.before_request_funcs.get(None, ()):
         if (owner := getattr(function, "__self__", None)) is not None:
             yield owner
+
+
+def _name(function: Callable[..., Any]) -> str:
+    kind = function if hasattr(function, "__qualname__") else type(function)
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _package(kind: type) -> str:
+    return kind.__module__.partition(".")[0]
