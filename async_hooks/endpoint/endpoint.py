@@ -177,4 +177,4 @@ def _answer(
     if status == 405:
         lines.append(("Allow", "POST"))
     start_response(f"{status} {HTTPStatus(status).phrase}", lines)
-    return []
+    return [b""]  # Because hypercorn sends the head with the first chunk only.

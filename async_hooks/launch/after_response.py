@@ -100,7 +100,6 @@ class AfterResponse:
         self._wsgi_app = wsgi_app
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        # Of a server that does not name itself, it is only made a little early.
         pending = environ[PENDING] = Pending(closes=ATTEMPT in environ or is_served(environ))
         try:
             body = self._wsgi_app(environ, start_response)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -87,8 +88,8 @@ for name in ("pack", "bill", "thank"):
 @hooks.receiver("ordered", name="clerk")
 def clerk(sender: Flask, *, number: int) -> None:
     facts = {"order": number, "task": current_envelope.task, "id": current_envelope.id}
-    # A run in process has the environ that the library made, which names no server.
-    served = "SERVER_SOFTWARE" in request.environ or "uwsgi.version" in request.environ
+    # A run in process is in one of the library's own threads.
+    served = not threading.current_thread().name.startswith("async_hooks-")
     url = flask.url_for("order", number=number, _external=True)
     note(**facts, method=request.method, path=request.path, served=served, url=url)
     while HOLD.exists():
