@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..config import Config
 from ..envelope import Origin
+from ..errors import TransportError
 from ..wsgi import drain
 
 if TYPE_CHECKING:
@@ -89,7 +90,12 @@ def _authorized(config: Config) -> Mapping[str, Any]:
 
     # Not to the visitor's host, which requests may refuse.
     request = Request("POST", "http://localhost", headers=config.headers, auth=config.auth)
-    return request.prepare().headers
+    try:
+        return request.prepare().headers
+    except Exception as error:
+        raise TransportError(
+            f"The auth object of 'ASYNC_HOOKS_AUTH' raised {type(error).__name__}."
+        ) from error
 
 
 class Answered(NamedTuple):

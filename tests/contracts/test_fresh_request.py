@@ -14,12 +14,14 @@ import pytest
 import requests
 from flask import current_app, request
 from flask_login import LoginManager, UserMixin, current_user, login_user
+from requests.auth import AuthBase
 from werkzeug.serving import make_server
 
 from async_hooks import AsyncHooks
 from async_hooks.state import state_of
 from async_hooks.worker.worker import Options, Work
 from tests.support.apps import make_task, plain_app
+from tests.support.facts import Facts
 from tests.support.servers import free_port
 from tests.support.waiting import wait_until
 
@@ -27,7 +29,7 @@ from tests.support.waiting import wait_until
 Way = Callable[["Shop"], Any]
 
 
-class Token(requests.auth.AuthBase):
+class Token(AuthBase):
     def __call__(self, prepared: requests.PreparedRequest) -> requests.PreparedRequest:
         prepared.headers["Authorization"] = b"Token t0ken"  # type: ignore[assignment]
         return prepared
@@ -185,3 +187,13 @@ def test_a_run_is_the_same_request_whatever_carried_it(
     with open_shop(ASYNC_HOOKS_AUTH=auth) as shop:
         shop.visit()
     assert shop.seen == [{**EXPECTED, **header}]
+
+
+def test_an_auth_object_that_raises_fails_the_attempt(action: str, facts: Facts) -> None:
+    def ask(prepared: Any) -> Any:
+        raise LookupError("the token service is down")
+
+    shop = Shop(action, ASYNC_HOOKS_TRANSPORT="in_process", ASYNC_HOOKS_AUTH=ask)
+    shop.visit()
+    [said] = facts.wait_for("failed")
+    assert str(said["exception"]) == "The auth object of 'ASYNC_HOOKS_AUTH' raised LookupError."

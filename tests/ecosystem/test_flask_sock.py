@@ -44,7 +44,7 @@ def test_what_a_websocket_launches_runs_once(tmp_path: Path, serve: Any, outbox:
         launched: list[str] = []
         for number in range(5):
             socket.send(str(number))
-            launched += json.loads(socket.receive(timeout=20))
+            launched += json.loads(socket.receive(timeout=20) or "null")
         socket.close()
         site.wait_for("filled", 15)
         assert sorted(line["id"] for line in site.notes("filled")) == sorted(launched)
