@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -14,7 +15,7 @@ from tests.support.servers import answers, free_port
 from tests.support.services import require_module
 from tests.support.site import SHOP, Site, running
 from tests.support.visitors import Door, send_orders
-from tests.support.waiting import wait_until
+from tests.support.waiting import BOUND, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -44,7 +45,8 @@ def start(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Start]:
                 else ["--port", f"{port}"]
             )
             is_up = partial(answers, ("127.0.0.1", port))
-            arguments = [sys.executable, "-m", *command, *bind]
+            # Another shell's background job would have Ctrl-C ignored, and so would its children.
+            arguments = ["env", "--default-signal=INT", sys.executable, "-m", *command, *bind]
             site = stack.enter_context(running(tmp_path, arguments, is_up, **environ))
             return site, Door(port=port)
 
@@ -72,6 +74,17 @@ def test_the_reader_of_a_stream_never_waits_for_a_task(start: Start) -> None:
     site.hold.unlink()
     site.wait_for("filled", 3)
     assert sorted(line["id"] for line in site.notes("filled")) == sorted(body.split())
+
+
+def test_an_orderly_stop_runs_what_waits(start: Start) -> None:
+    site, door = start()
+    site.hold.touch()
+    visits = send_orders(door, range(10))
+    site.wait_for("order", 1)
+    site.process.send_signal(signal.SIGINT)
+    site.hold.unlink()
+    assert site.process.wait(BOUND) == 0
+    assert {line["id"] for line in site.notes("filled")} == set(visits.accepted)
 
 
 def test_after_a_kill_the_backlog_is_worked_once_a_page_is_served(
