@@ -49,5 +49,9 @@ class Eager(InProcess):
 
 def _verdict_of(attempt: Attempt) -> Verdict:
     if attempt.verdict is None:
-        return Verdict(Outcome.INTERCEPTED, "A WSGI middleware answered before the app did.")
+        return Verdict(
+            Outcome.INTERCEPTED,
+            "A WSGI middleware answered before the app did. If it demands a login or a header, set "
+            "'ASYNC_HOOKS_AUTH' or 'ASYNC_HOOKS_HEADERS'.",
+        )
     return attempt.verdict

@@ -189,6 +189,21 @@ def test_a_run_is_the_same_request_whatever_carried_it(
     assert shop.seen == [{**EXPECTED, **header}]
 
 
+def test_a_middleware_around_the_app_lets_it_pass_too(open_shop: Callable[..., Any]) -> None:
+    with open_shop() as shop:
+        inner = shop.app.wsgi_app
+
+        def gate(environ: Any, start_response: Any) -> Any:
+            if environ.get("HTTP_X_GATE") == "open":
+                return inner(environ, start_response)
+            start_response("403 FORBIDDEN", [])
+            return [b"closed"]
+
+        shop.app.wsgi_app = gate
+        shop.visit()
+    assert shop.seen == [EXPECTED]
+
+
 def test_an_auth_object_that_raises_fails_the_attempt(action: str, facts: Facts) -> None:
     def ask(prepared: Any) -> Any:
         raise LookupError("the token service is down")
