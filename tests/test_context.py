@@ -265,7 +265,7 @@ def test_an_identity_that_can_not_be_told_launches_nothing_for_logged_in_visitor
 
 
 def test_a_restore_that_raises_fails_the_attempt_and_says_so(action: str, facts: Facts) -> None:
-    app, hooks = make_app(ASYNC_HOOKS_TRANSPORT="in_process")
+    app, hooks = make_app(ASYNC_HOOKS_TRANSPORT="in_process", ASYNC_HOOKS_MAX_AGE=0.1)
     make_task(hooks, action)
     hooks.carry("tenant", lambda: "acme", {}.__getitem__)
     ran: list[int] = []
