@@ -160,6 +160,8 @@ class Config:
     #: What the app's tokens and rows carry; of several names the first is written, all are read.
     #: None: the app's name. Deployments that share a SECRET_KEY or an outbox differ here.
     audience: tuple[str, ...] | None = _key(None, optional(_audience))
+    #: Under TESTING, launches are held back; 'live': they go where they go in production.
+    testing: str | None = _key(None, one_of(None, "live"))
 
 
 def read(mapping: Mapping[str, Any]) -> Config:

@@ -26,7 +26,7 @@ from .launch.launcher import Trigger
 from .receivers import Receiver
 from .recorder import Recorder, recording
 from .registry import Registry
-from .state import KEY, current_state, state_of
+from .state import KEY, current_state
 from .task import AsyncTask
 from .transports.address import Address
 from .validation import needs_outbox
@@ -195,7 +195,7 @@ class AsyncHooks:
         The context manager's value has ``envelopes``, a list, and ``run_all()``, which runs them
         and what they launch in turn, and raises what a receiver raises.
         """
-        return recording(state_of(app))
+        return recording(app)
 
     @property
     def outbox(self) -> Outbox:

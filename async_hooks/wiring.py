@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from .errors import ConfigError
 from .host.per_process import PerProcess
 from .host.replay import ReplayGuard
 from .launch import launcher
+from .recorder import under_test
 from .registry import Registry
 from .relay.memory import Immediate, Memory, MemoryRelay
 from .relay.process import Process
@@ -60,7 +62,7 @@ def wire(
     # With the eager transport nothing waits.
     used = opened if relay is not None else None
     has_other_way = config.transport != "loopback" or config.fallback is not None
-    return State(
+    state = State(
         app=app,
         config=config,
         tasks=tasks,
@@ -77,6 +79,7 @@ def wire(
         outbox=opened.outbox if opened is not None else None,
         is_reachable=lambda: has_other_way or address.may_be_known,
     )
+    return replace(state, under_test=under_test(state))
 
 
 def _open_outbox(

@@ -672,7 +672,7 @@ def test_a_recording_test_needs_no_database(action: str) -> None:
 
 
 def test_no_relay_starts_by_itself_in_a_test(shops: list[Shop], action: str) -> None:
-    shop = open_shop(shops, TESTING=True)
+    shop = open_shop(shops, TESTING=True, ASYNC_HOOKS_TESTING="live")
     task = make_task(shop.hooks, action)
     with shop.app.app_context():
         task.dispatch({})

@@ -18,7 +18,7 @@ from flask import Flask, current_app, g, request
 
 from async_hooks import AsyncTask, current_envelope
 from async_hooks.cli import cli
-from async_hooks.errors import OutboxRequired, OutboxUnavailable
+from async_hooks.errors import ConfigError, OutboxRequired, OutboxUnavailable
 from async_hooks.signals import worker_started, worker_stopped
 from async_hooks.state import state_of
 from async_hooks.worker.supervisor import AT_ONCE, FAILED, MISCONFIGURED, OK, Child, supervise
@@ -129,13 +129,21 @@ def test_whatever_a_receiver_raises_the_next_is_run(shop: Shop, error: type[Exce
     def fail() -> None:
         raise error("no")
 
-    shop.app.testing = True  # Flask lets it out.
+    shop.app.config.update(TESTING=True, ASYNC_HOOKS_TESTING="live")  # Flask lets it out.
     shop.deed = fail
     failed = shop.add(1, deed=True)
     shop.add(2)
     assert shop.work(drain=True) is Exit.DONE
     assert shop.counts() == {"available": 1, "completed": 1}
     assert shop.get(failed).error.startswith(error.__name__)
+
+
+def test_a_worker_runs_nothing_of_an_app_under_test(shop: Shop) -> None:
+    shop.add(1)
+    shop.app.testing = True
+    with pytest.raises(ConfigError, match=r"is TESTING.* Set 'ASYNC_HOOKS_TESTING' to 'live'"):
+        shop.work(drain=True)
+    assert (shop.ran, shop.counts()) == ([], {"available": 1})
 
 
 def test_a_used_up_quota_asks_for_another_process(shop: Shop) -> None:

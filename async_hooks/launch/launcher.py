@@ -22,7 +22,7 @@ from ..log import one_line
 from ..registry import AppBound, Registry
 from ..signals import send, task_failed, task_launched
 from ..snapshot import plain, snapshot
-from ..state import KEY, State
+from ..state import KEY, State, current_state
 from ..task import AsyncTask, Auth, LaunchOptions, SkipTask
 from ..texts import repr_of
 from ..validation import is_text, seconds_or_zero
@@ -44,8 +44,10 @@ class Trigger(AppBound):
         if not current_app:
             self._report_no_context()
             return None
-        state: State | None = current_app.extensions.get(KEY)
-        if state is None or self.tasks() is not state.tasks:
+        if KEY not in current_app.extensions:
+            return None
+        state = current_state()
+        if self.tasks() is not state.tasks:
             return None
         attempt = _attempt_of(state)
         if attempt is not None and not attempt.launching:

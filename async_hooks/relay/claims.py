@@ -18,7 +18,7 @@ from ..delivery import Claim
 from ..envelope import Envelope, new_id
 from ..errors import OutboxUnavailable, TransportError
 from ..host.notifier import notify_all
-from ..state import Result
+from ..state import Result, is_under_test
 from ..texts import log_exception, text_of
 from ..verdict import Outcome, Verdict
 from .maintenance import MISSED_HEARTBEATS, Maintenance
@@ -234,7 +234,9 @@ class OutboxRelay(Relay[Claims]):
     is_durable = True
 
     def start(self) -> None:
-        """Begin to claim and to carry, once in each process."""
+        """Begin to claim and to carry, once in each process; not under test."""
+        if is_under_test(self._app):
+            return
         self._begin(self._pool[os.getpid()])
 
     def wake(self) -> None:

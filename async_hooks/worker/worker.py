@@ -22,7 +22,7 @@ from ..relay.claims import OutboxRelay, Share
 from ..relay.process import POLL, Process
 from ..relay.relay import report_overdue
 from ..signals import send_in_context, worker_started, worker_stopped
-from ..state import KEY, State, state_of
+from ..state import KEY, State, is_under_test, state_of
 from ..transports.in_process import InProcess
 from ..validation import needs_outbox
 
@@ -66,6 +66,11 @@ class Work:
     """The child's part: relays until it is told to end, or has done what it was to do."""
 
     def __init__(self, app: Flask, options: Options) -> None:
+        if is_under_test(app):
+            raise ConfigError(
+                f"{app.name!r} is TESTING, so nothing that waits in its outbox is run. "
+                "Set 'ASYNC_HOOKS_TESTING' to 'live', or TESTING to False."
+            )
         state = state_of(app)
         if not isinstance(state.relay, OutboxRelay) or state.store is None:
             raise OutboxRequired(needs_outbox("The worker", repr(app.name)))
