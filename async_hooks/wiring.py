@@ -17,6 +17,7 @@ from .errors import ConfigError
 from .host.per_process import PerProcess
 from .host.replay import ReplayGuard
 from .launch import launcher
+from .launch.after_response import close_open
 from .recorder import under_test
 from .registry import Registry
 from .relay.memory import Immediate, Memory, MemoryRelay
@@ -123,7 +124,11 @@ def _relays(
         "cancel_unstarted": loopback.cancel_unstarted,
     }
     memory = MemoryRelay(
-        app, config, lambda: Memory(app, config.queue_size, config.max_age), **ways
+        app,
+        config,
+        lambda: Memory(app, config.queue_size, config.max_age),
+        close_open=partial(close_open, app),
+        **ways,
     )
     if opened is None:
         return memory, None

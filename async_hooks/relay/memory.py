@@ -121,7 +121,8 @@ class MemoryRelay(Relay[Memory]):
         """Take ``envelope`` over; when there is no room, run it here, or drop it with an error."""
         pool = self._pool[os.getpid()]
         try:
-            if not (pool.threads or self._start(pool)):
+            # A stop runs what waits, and at its end no thread can be started.
+            if not (pool.threads or pool.stopping.is_set() or self._start(pool)):
                 raise NotTaken("No thread could be started. Is there a limit on threads?")
             pool.source.add(envelope)
         except NotTaken as why:

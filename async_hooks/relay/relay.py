@@ -52,8 +52,9 @@ class Relay(Generic[S]):
     """Carries the envelopes of the source that ``make_source`` makes, one for each process.
 
     By ``transport``, or else ``fallback``. When the process ends, its server takes no more
-    requests: ``cancel_unstarted`` takes back what the transport has in flight and its server will
-    not begin, and ``in_process`` runs what is left.
+    requests: ``close_open`` makes open ones submit what they put off, ``cancel_unstarted`` takes
+    back what the transport has in flight and its server will not begin, and ``in_process`` runs
+    what is left.
     """
 
     #: Whether what waits in the source outlives the process.
@@ -69,6 +70,7 @@ class Relay(Generic[S]):
         fallback: Transport | None,
         in_process: Transport,
         cancel_unstarted: Callable[[], None],
+        close_open: Callable[[], None] = lambda: None,
     ) -> None:
         self._app = app
         self._config = config
@@ -76,6 +78,7 @@ class Relay(Generic[S]):
         self._fallback = fallback
         self._in_process = in_process
         self._cancel_unstarted = cancel_unstarted
+        self._close_open = close_open
         self._pool = PerProcess(lambda: Pool(app, make_source(), config.concurrency))
         self._warned_of_address = False
         _relays.add(self)
@@ -91,11 +94,13 @@ class Relay(Generic[S]):
         What waits in an outbox can wait there: it goes back.
         """
         grace = self._config.grace if grace is None else grace
-        pool = self._pool.get(os.getpid())
-        if pool is None:
+        # Without an outbox, only open requests may know of the first launches.
+        if self.is_durable and os.getpid() not in self._pool:
             return
+        pool = self._pool[os.getpid()]
         pool.stopping.set()
         deadline = time.monotonic() + grace
+        self._close_open()
         pool.source.stop()
         self._cancel_unstarted()
         for thread in list(pool.threads):

@@ -213,6 +213,30 @@ def test_an_orderly_stop_runs_what_waits(start: Start) -> None:
     assert site.notes("failed") == []
 
 
+STREAMING = [("-w", "1", "-k", "gthread", "--threads", "8"), ("-w", "1", "-k", "gevent")]
+
+
+@pytest.mark.parametrize("options", STREAMING, ids=" ".join)
+def test_a_stream_holds_back_no_launch(start: Start, options: tuple[str, ...]) -> None:
+    site, url = start(*options)
+    (stream := site.folder / "stream").touch()
+    with requests.get(f"{url}/events/1", stream=True, timeout=30):
+        site.wait_for("done", 1)  # Else it would wait for ever.
+        stream.unlink()
+    assert site.notes("method")[0]["method"] == "POST"
+
+
+@pytest.mark.parametrize("options", STREAMING, ids=" ".join)
+def test_a_stop_during_a_stream_loses_no_launch(start: Start, options: tuple[str, ...]) -> None:
+    environ = {"SITE_ASYNC_HOOKS_TRANSPORT": "in_process"}  # A server that stops takes no POST.
+    site, url = start(*options, "--graceful-timeout", "3", **environ)
+    (site.folder / "stream").touch()
+    with requests.get(f"{url}/events/1", stream=True, timeout=30) as response:
+        next(response.iter_lines())
+        site.stop()
+    assert [line["done"] for line in site.notes("done")] == [1]
+
+
 def test_a_killed_executor_is_reported_and_nothing_is_run_twice(start: Start) -> None:
     _, other_url = start()
     site, url = start(SITE_ASYNC_HOOKS_URL=other_url, SITE_ASYNC_HOOKS_FALLBACK="in_process")

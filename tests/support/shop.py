@@ -1,6 +1,7 @@
 """The app that the server tests start: it launches, and notes in a ledger what runs where.
 
-``LEDGER`` names a file; each line is JSON. A receiver waits while the file ``HOLD`` exists.
+``LEDGER`` names a file; each line is JSON. A receiver waits while the file ``HOLD`` exists, and
+events are streamed while a file ``stream`` lies beside the ledger.
 A visit launches one task, an order three, a split one with three receivers.
 """
 
@@ -10,6 +11,7 @@ import json
 import os
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +137,17 @@ def stream(number: int) -> Response:
     return Response(f"{part}\n" for part in launched)
 
 
+def events(number: int) -> Response:
+    visit(number)
+
+    def stream() -> Iterator[str]:
+        yield "data: first\n\n"
+        while (LEDGER.parent / "stream").exists():  # No next one comes.
+            time.sleep(0.01)
+
+    return Response(stream(), mimetype="text/event-stream")
+
+
 def create_app(**config: Any) -> Flask:
     app = Flask(__name__)
     app.config.update(SECRET_KEY="a key for tests, thirty-two bytes or more", **config)
@@ -144,6 +157,7 @@ def create_app(**config: Any) -> Flask:
     app.add_url_rule("/order/<int:number>", view_func=order)
     app.add_url_rule("/api/<int:number>", "api", call_api.enqueue)
     app.add_url_rule("/stream/<int:number>", view_func=stream)
+    app.add_url_rule("/events/<int:number>", view_func=events)
     app.add_url_rule("/", "up", lambda: "up")
     hooks.init_app(app)
     return app
