@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from configparser import ConfigParser
@@ -240,12 +241,20 @@ class Children:
         if command == "none":
             raise BlockingIOError("Resource temporarily unavailable")
         mask: list[signal.Signals] = []
-        pid = os.posix_spawn("/bin/sh", ["sh", "-c", command], {}, setsigmask=mask)
-        return Child(pid, os.open("/dev/null", os.O_RDONLY))
+        parent_end, child_end = socket.socketpair()
+        with child_end:
+            actions = [(os.POSIX_SPAWN_DUP2, child_end.fileno(), 3)]
+            arguments = ["sh", "-c", command]
+            pid = os.posix_spawn("/bin/sh", arguments, {}, file_actions=actions, setsigmask=mask)
+        return Child(pid, parent_end.detach())
+
+
+def says(ending: Exit) -> str:
+    return f"printf '\\{ending.value:o}' >&3"
 
 
 def ends(ending: Exit) -> str:
-    return f"exit {ending.value}"
+    return f"{says(ending)}; exit {ending.value}"
 
 
 @pytest.fixture(autouse=True)
@@ -283,6 +292,27 @@ def test_a_new_child_follows_a_used_up_and_a_crashed_one() -> None:
     assert supervise(children, DRAIN) == OK
     assert children.started == 6
     assert len(os.listdir("/proc/self/fd")) == open_before
+
+
+@pytest.mark.parametrize(
+    ("command", "how"),
+    [
+        *((f"exit {code.value}", f"with code {code.value}") for code in Exit),
+        (f"{says(Exit.DONE)}; kill -9 $$", "by signal 9"),
+        (f"{says(Exit.DONE)}; exit 3", "with code 3"),
+        (f"{says(Exit.RESTART)}; exit {Exit.DONE.value}", f"with code {Exit.DONE.value}"),
+        (f"printf x >&3; exit {Exit.DONE.value}", f"with code {Exit.DONE.value}"),
+        (f"sleep 3 & exit {Exit.DONE.value}", f"with code {Exit.DONE.value}"),
+    ],
+)
+@pytest.mark.parametrize("options", [ONCE, DRAIN], ids=["once", "drain"])
+def test_an_exit_code_that_the_child_did_not_announce_is_a_crash(
+    options: Options, command: str, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    children = Children(command, ends(Exit.DONE))
+    assert supervise(children, options) == (FAILED if options.once else OK)
+    assert children.started == (1 if options.once else 2)
+    assert caplog.messages == [f"Worker 'w1': its process ended {how}."]
 
 
 def test_a_crash_is_the_failure_of_once(caplog: pytest.LogCaptureFixture) -> None:

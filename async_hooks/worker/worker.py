@@ -30,7 +30,7 @@ logger = logging.getLogger("async_hooks")
 
 
 class Exit(IntEnum):
-    """How a child says that it ended in order, and why. By another code, a receiver ended it."""
+    """How a child says that it ended in order, and why. Without a word, a receiver ended it."""
 
     DONE = 80
     FAILED = 81
@@ -127,6 +127,7 @@ class Work:
 
     def end(self) -> None:
         """Finish what runs, give back the rest."""
+        self._is_used_up = True  # Unless the parent ends as well, there is more to do.
         self._over.set()
 
     @property
