@@ -39,6 +39,7 @@ logger = logging.getLogger("async_hooks")
 class Share(NamedTuple):
     """What a worker claims: ``queues`` in that order (None: all as one), ``quota`` at most.
 
+    More, unless it is ``strict``, while an overdue run keeps the process from ending.
     ``idle`` is called when it has nothing: with True if the quota is used up, with False if
     nothing is due. What is claimed while ``accepts`` returns false goes back.
     """
@@ -46,6 +47,7 @@ class Share(NamedTuple):
     name: str = ""
     queues: Sequence[str] | None = None
     quota: int | None = None
+    strict: bool = False
     idle: Callable[[bool], None] | None = None
     accepts: Callable[[], bool] = lambda: True
 
@@ -192,7 +194,9 @@ class Claims:
     def _claim(self, now: float) -> None:
         """Claim as many as there is room for, and find out when to do so again."""
         process = self.process
-        room = min(process.room(process.senders(self._config.concurrency)), self._quota)
+        room = process.room(process.senders(self._config.concurrency))
+        if self._share.strict or not process.runs.overdue():
+            room = min(room, self._quota)
         self._has_more, self._next_due = True, POLL  # For all that is known.
         if room <= 0 or process.breaker.is_open(now):
             self._say_if_idle(is_used_up=True)
@@ -224,7 +228,7 @@ class Claims:
 
     def _say_if_idle(self, *, is_used_up: bool) -> None:
         idle = self._share.idle
-        if idle is not None and not self.process.claimed and (self._quota == 0 or not is_used_up):
+        if idle is not None and not self.process.claimed and (self._quota <= 0 or not is_used_up):
             idle(is_used_up)
 
 

@@ -83,7 +83,14 @@ class Work:
         self._over = threading.Event()
         self._is_used_up = self._has_waited = False
         config = replace(state.config, concurrency=options.concurrency, relay=True)
-        share = Share(options.name, options.queues, options.quota, self._is_idle, self._accepts)
+        share = Share(
+            options.name,
+            options.queues,
+            options.quota,
+            strict=options.once,
+            idle=self._is_idle,
+            accepts=self._accepts,
+        )
         web, in_process = state.relay.source, InProcess(app)
         process = PerProcess(
             lambda: Process(web.process.runtime_name, report=partial(report_overdue, app)),

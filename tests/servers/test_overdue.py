@@ -242,3 +242,21 @@ def test_a_worker_kills_a_run_only_if_told_to_and_counts_a_crash(start: Start) -
     site.wait_for("succeeded", 1)
     found = json.loads(slow.ask("deliveries", "--json"))
     assert [(one["id"], one["crashes"]) for one in found] == [(launched, 1)]
+
+
+def test_a_hung_run_keeps_a_worker_from_its_restart_and_nobody_waiting(start: Start) -> None:
+    slow = start("outbox")
+    site = slow.serve(*SERVERS["gthread"], SITE_ASYNC_HOOKS_RELAY="false")
+    slow.work("--max-deliveries", "2")
+    slow.export(1)
+    site.wait_for("overdue", 1)
+    for number in range(100, 106):
+        slow.export(number)
+    site.wait_for("mail", 6)
+    slow.hold.unlink()
+    site.wait_for("mail", 7)
+    slow.export(200)
+    site.wait_for("mail", 8)
+    pids = [line["pid"] for line in site.notes("mail")]
+    assert len(set(pids[:-1])) == 1
+    assert pids[-1] != pids[0]
