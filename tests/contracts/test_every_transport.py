@@ -57,7 +57,7 @@ class Shop:
             ASYNC_HOOKS_OUTBOX="sqlite:///outbox.db",
             ASYNC_HOOKS_TRANSPORT=transport,
             ASYNC_HOOKS_LEASE=1,
-            ASYNC_HOOKS_TIMEOUT=1,
+            ASYNC_HOOKS_TIMEOUT=10,
         )
         if isinstance(transport, Courier):
             transport.app = self.app
