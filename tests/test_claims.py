@@ -727,3 +727,69 @@ def test_a_failing_turn_does_not_make_the_heart_beat_faster(shop: Shop, monkeypa
 
 def down(*_: Any) -> None:
     raise OutboxUnavailable("the database is away")
+
+
+def test_an_attempt_that_another_replaced_is_settled_once_and_not_for_ever(shop: Shop) -> None:
+    [launched] = shop.launch()
+    process = shop.peer()
+    [envelope] = process.turn()
+    assert process.begin(envelope)
+    with shop.app.app_context():
+        assert shop.hooks.outbox.cancel(launched)
+    refused = Verdict(Outcome.UNWRITTEN, "The outbox can't be used.")
+    process.process.finish(envelope, refused)
+    process.claims.settle(envelope, refused)
+    assert not process.process.awaited
+    for _ in range(3):
+        process.heartbeat(shop)
+    assert process.process.runs.finished == {}
+    assert process.process.refusals(envelope) == 0
+
+
+def test_a_cancelled_run_that_fails_anywhere_is_nobodys_afterwards(shop: Shop) -> None:
+    [launched] = shop.launch()
+    sender, executor = shop.peer(), shop.peer()
+    executor.turn()
+    executor.claims._settler.release(executor.taken)
+    [envelope] = sender.turn()
+    assert executor.begin(envelope)
+    with shop.app.app_context():
+        assert shop.hooks.outbox.cancel(launched)
+        executor.heartbeat(shop)
+        assert [each.cancelled for each in shop.hooks.outbox.relays() if each.cancelled] == [
+            [launched]
+        ]
+        failed = Verdict(Outcome.FAILED, "no")
+        executor.process.finish(envelope, failed)
+        sender.claims.settle(envelope, failed)
+        executor.heartbeat(shop)
+        assert not any(each.cancelled for each in shop.hooks.outbox.relays())
+
+
+def test_what_ends_while_its_process_stops_is_settled(shop: Shop) -> None:
+    [launched] = shop.launch()
+    process = shop.peer()
+    [envelope] = process.turn()
+    assert process.begin(envelope)
+    process.claims.settle(envelope, TimedOut("no"))
+    assert process.claims.start()
+    process.claims.stop()
+    process.process.finish(envelope, Verdict(Outcome.DISCARDED, "not wanted"))
+    process.claims.end([], TransportError("over"))
+    assert shop.delivery(launched).state is DeliveryState.DISCARDED
+
+
+def test_an_attempt_of_which_nobody_knows_is_not_waited_for_for_ever(
+    tmp_path: Path, action: str
+) -> None:
+    shop = Shop(tmp_path, action, ASYNC_HOOKS_TIMEOUT=None)
+    [launched] = shop.launch()
+    process = shop.peer()
+    [envelope] = process.turn()
+    begin_elsewhere(process, envelope)
+    process.claims.settle(envelope, TimedOut("no"))
+    process.turn()
+    assert shop.delivery(launched).state is DeliveryState.EXECUTING
+    shop.clock.at += 3601
+    process.turn()
+    assert shop.delivery(launched).error == "Its outcome is unknown."

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import threading
 import time
 from typing import Any
@@ -13,6 +14,7 @@ from flask_wtf.csrf import CSRFProtect
 from werkzeug.test import TestResponse
 
 from async_hooks import AsyncHooks, AsyncTask, Discard, Retry, log
+from async_hooks.endpoint.endpoint import _Slots
 from async_hooks.envelope import Envelope
 from async_hooks.signing import CONTENT_TYPE, VERDICT_HEADER
 from async_hooks.state import state_of
@@ -310,3 +312,35 @@ def test_a_child_forked_during_a_run_has_all_its_slots() -> None:
     app.before_request(lambda: None if children else fork())
     assert post(app, sign(app, T)).status_code == 204
     assert os.waitstatus_to_exitcode(os.waitpid(children[0], 0)[1]) == 1
+
+
+def test_slots_are_taken_and_given_back_by_many_threads_at_once() -> None:
+    slots, errors = _Slots(4), []
+    before = sys.getswitchinterval()
+
+    def take() -> None:
+        try:
+            for _ in range(20_000):
+                if (slot := slots.take(30)) is not None:
+                    slots.give_back(slot)
+        except Exception as error:
+            errors.append(error)
+
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=take) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(before)
+    assert errors == []
+    assert [slots.take(30) is None for _ in range(5)] == [False] * 4 + [True]
+
+
+def test_a_slot_is_lent_for_each_that_an_overdue_run_keeps() -> None:
+    slots = _Slots(2)
+    for _ in range(2):
+        assert slots.take(-1) is not None  # Overdue at once.
+    assert [slots.take(30) is None for _ in range(3)] == [False, False, True]

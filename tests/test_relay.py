@@ -502,13 +502,13 @@ def test_what_is_refused_for_longer_than_a_token_lives_has_failed(
     assert str(failed["exception"]) == "The app answered 429."
 
 
-def test_a_stop_runs_what_was_refused_once_more_and_reports_it(
-    relays: list[MemoryRelay], facts: Facts
+def test_a_stop_runs_what_was_refused_once_more(
+    relays: list[MemoryRelay], facts: Facts, caplog: pytest.LogCaptureFixture
 ) -> None:
     transport, in_process = Scripted(REFUSED), Scripted(DONE)
     relay = make_relay(relays, transport, in_process=in_process)
     relay.submit(envelope())
-    transport.wait_for(1)
+    wait_until(lambda: "is sent again later" in caplog.text, "the refusal")
     relay.stop()
     assert len(transport.sent) + len(in_process.sent) == 2
     assert facts.of("failed") == []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -59,8 +58,6 @@ def _record(attempt: Attempt, additions: Sequence[Envelope]) -> None:
     ending = Ending(DeliveryState.COMPLETED, result=result, additions=additions)
     writer = state.session or state.store
     if writer is None or not writer.record(attempt.envelope, ending):
-        if state.store is not None:
-            state.store.leave(attempt.envelope, state.process[os.getpid()].id)
         attempt.verdict = Verdict(Outcome.REPLAYED, "Another attempt has taken its place.")
         return
     attempt.verdict = replace(attempt.verdict or Verdict(Outcome.COMPLETED), is_recorded=True)

@@ -148,7 +148,8 @@ class _Slots:
         return slot
 
     def give_back(self, slot: object) -> None:
-        del self._taken[slot]
+        with self._lock:
+            del self._taken[slot]
 
 
 def _read(environ: WSGIEnvironment, limit: int) -> bytes:

@@ -48,9 +48,12 @@ def execute(attempt: Attempt, wsgi_app: WSGIApplication, environ: WSGIEnvironmen
         error = raised
     finally:
         current_attempt.reset(reset)
-    attempt.verdict = _verdict(attempt, answered, error)
-    attempt.state.process[os.getpid()].finish(attempt.envelope, attempt.verdict)
-    return attempt.verdict
+    verdict = Verdict(Outcome.FAILED, "The run ended without an outcome.")
+    try:
+        attempt.verdict = verdict = _verdict(attempt, answered, error)
+    finally:
+        attempt.state.process[os.getpid()].finish(attempt.envelope, verdict)
+    return verdict
 
 
 def _begin(attempt: Attempt) -> Verdict | None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import Executable, bindparam, delete, exists, insert, or_, select, update
+from sqlalchemy import Executable, bindparam, delete, exists, insert, null, or_, select, update
 from sqlalchemy.sql.dml import UpdateBase
 
 from ..delivery import DeliveryState
@@ -66,12 +66,26 @@ _RUNNING = (
     select(_d.process_id, _d.id, _d.task, _d.receiver, _d.state, _d.started_at)
     .where(
         _d.audience == bindparam("whose"),
-        _d.process_id.is_not(None),
+        _d.process_id.in_(select(_p.id)),  # A dead process may have cancelled ones.
         _d.started_at.is_not(None),
         or_(*(_d.state == s.value for s in (DeliveryState.EXECUTING, DeliveryState.CANCELLED))),
     )
     .order_by(_d.started_at, _d.id)
     .limit(BATCH)
+)
+_CANCELLED = (
+    select(_d.id)
+    .where(_d.process_id == bindparam("of"), _d.state == DeliveryState.CANCELLED.value)
+    .limit(BATCH)
+)
+_LEAVE: UpdateBase = (
+    update(deliveries)
+    .where(
+        _d.id == bindparam("delivery"),
+        _d.process_id == bindparam("of"),
+        _d.state == DeliveryState.CANCELLED.value,
+    )
+    .values(process_id=null())
 )
 _CLAIMED_BY = (
     _EXECUTING.with_only_columns(*_d)
@@ -148,6 +162,13 @@ class Processes:
             envelope, _ = envelope_of(row, lease=row.lease, attempt=attempt)
             orphans.append(Orphan(envelope, has_begun))
         return orphans
+
+    def leave_cancelled(self, process_id: str, running: Collection[str]) -> None:
+        """Note which cancelled deliveries the process no longer runs: all but ``running``."""
+        for row in self._database.execute(_CANCELLED, {"of": process_id}).rows:
+            if row.id not in running:
+                values = {"of": process_id, "delivery": row.id}
+                self._database.execute(_LEAVE, values, repeatable=True)
 
     def running(self) -> list[Any]:
         """Return rows of what runs, not only claimed, the longest first: a batch.

@@ -7,9 +7,10 @@ import os
 import queue
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from random import uniform
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from flask import Flask
 
@@ -26,6 +27,7 @@ from .pool import Pool, started
 from .process import POLL, SOON, Process
 from .relay import Relay
 from .settle import Settler
+from .share import Share
 
 if TYPE_CHECKING:  # What SQLAlchemy is needed for is made elsewhere.
     from ..outbox.open import Opened
@@ -34,22 +36,6 @@ if TYPE_CHECKING:  # What SQLAlchemy is needed for is made elsewhere.
 _LONGEST_PAUSE = 5.0
 
 logger = logging.getLogger("async_hooks")
-
-
-class Share(NamedTuple):
-    """What a worker claims: ``queues`` in that order (None: all as one), ``quota`` at most.
-
-    More, unless it is ``strict``, while an overdue run keeps the process from ending.
-    ``idle`` is called when it has nothing: with True if the quota is used up, with False if
-    nothing is due. What is claimed while ``accepts`` returns false goes back.
-    """
-
-    name: str = ""
-    queues: Sequence[str] | None = None
-    quota: int | None = None
-    strict: bool = False
-    idle: Callable[[bool], None] | None = None
-    accepts: Callable[[], bool] = lambda: True
 
 
 class Claims:
@@ -166,7 +152,7 @@ class Claims:
                 process.notifier.listen(process.runtime_name, process.id)
                 if process.stopping.is_set():  # What still runs must not be taken for dead.
                     self._maintenance.live()
-                    process.ended.wait(POLL)
+                    process.notifier.wait(POLL)
                 else:
                     self._tick()
                     process.notifier.wait(min(POLL * uniform(0.8, 1.2), self._next_due))  # noqa: S311
@@ -182,6 +168,8 @@ class Claims:
                     what = "The relay failed; it retries in %.1f s."
                     log_exception(logger, error, what, pause)
                 process.ended.wait(pause * uniform(0.5, 1.0))  # noqa: S311
+        with suppress(Exception):
+            self._maintenance.live()  # Settles what has ended meanwhile.
         process.notifier.close()
 
     def _tick(self) -> None:

@@ -136,11 +136,11 @@ class Maintenance:
 
     def _settle_awaited(self, now: float) -> None:
         """Settle what was left to its run here, which is over, or of which nothing is known."""
-        for envelope, deadline in list(self._process.awaited.values()):
+        for key, (envelope, deadline) in list(self._process.awaited.items()):
             has_verdict = self._process.runs.verdict_on(envelope) is not None
             if has_verdict or (now >= deadline and envelope not in self._process.runs):
-                del self._process.awaited[envelope.id]
                 self._settler.each([envelope], self._settle_begun)
+                self._process.awaited.pop(key, None)
 
     def _settle_begun(self, envelope: Envelope) -> None:
         """Settle an attempt that began, by the verdict on it if this process has one."""
@@ -168,8 +168,9 @@ class Maintenance:
                 else:
                     self._store.release([orphan.envelope])
         self._missing = set(missing)
+        self._processes.leave_cancelled(process.id, process.runs.ids())
         known = {key_of(orphan.envelope) for orphan in missing.values()}
-        known |= {key_of(envelope) for envelope, _ in list(process.awaited.values())}
+        known |= set(process.awaited)
         known |= {key_of(one.envelope) for one in list(process.claimed.values())}
         for key in finished_before - known:
             process.runs.finished.pop(key, None)

@@ -9,7 +9,7 @@ import logging
 import os
 import queue
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from flask import Flask
@@ -87,15 +87,13 @@ class Memory:
             logger.warning(what, envelope.id, refusal.error, extra=ids(envelope))
         self._refusals[envelope.id] = since, count + 1
         self._deferred[envelope.id] = envelope
-        call_later(min(_PAUSE * 2.0 ** min(count, 10), _LONGEST_PAUSE), self._again(envelope))
+        pause = min(_PAUSE * 2.0 ** min(count, 10), _LONGEST_PAUSE)
+        call_later(pause, lambda: None if self._is_stopped else self._requeue(envelope))
         return True
 
-    def _again(self, envelope: Envelope) -> Callable[[], None]:
-        def again() -> None:
-            if self._deferred.pop(envelope.id, None) is not None:
-                self._waiting.put(envelope)
-
-        return again
+    def _requeue(self, envelope: Envelope) -> None:
+        if self._deferred.pop(envelope.id, None) is not None:
+            self._waiting.put(envelope)
 
     def lose(self, envelope: Envelope, error: BaseException) -> None:
         """Report that a sender failed on ``envelope``."""
@@ -105,12 +103,13 @@ class Memory:
         """Let senders end once nothing waits."""
         self._is_stopped = True
         for envelope in list(self._deferred.values()):
-            self._again(envelope)()
+            self._requeue(envelope)
         self._waiting.put(None)
 
     def end(self, unfinished: Sequence[Envelope], error: TransportError) -> None:
         """Report what the process leaves unfinished."""
-        for envelope in [*unfinished, *self._deferred.values()]:
+        deferred = [self._deferred.pop(each) for each in list(self._deferred)]
+        for envelope in [*unfinished, *deferred]:
             self.settle(envelope, error)
 
 

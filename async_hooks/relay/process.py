@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Set
+from contextlib import suppress
 from functools import cached_property
 from random import uniform
 
@@ -13,7 +14,7 @@ from ..envelope import Envelope, new_id
 from ..host.liveness import ProcessLock
 from ..host.notifier import Notifier
 from ..verdict import Verdict
-from .runs import Running, Runs
+from .runs import Key, Running, Runs, key_of
 
 #: Seconds between two looks for what other processes have added.
 POLL = 1.0
@@ -96,7 +97,7 @@ class Process:
         #: Set when it has a row in the table, or is about to: only then others see it die.
         self.is_registered = threading.Event()
         #: Attempts that are left to whoever runs them, and until when.
-        self.awaited: dict[str, tuple[Envelope, float]] = {}
+        self.awaited: dict[Key, tuple[Envelope, float]] = {}
         #: Until when a (task, receiver) is left alone that some process does not know.
         self.parked: dict[tuple[str, str], float] = {}
         self.breaker = Breaker()
@@ -182,14 +183,22 @@ class Process:
     def finish(self, envelope: Envelope, verdict: Verdict) -> None:
         """Note that the attempt is over here, whatever became of it."""
         run = self.runs.finish(envelope, verdict)
-        if run is not None and run.is_overdue and envelope.lease and not verdict.is_recorded:
-            # Who sent it has hung up, or is this very thread: one of both settles it.
-            self.awaited.setdefault(envelope.id, (envelope, self.monotonic()))
-            self.notifier.notify()
+        is_settled = envelope.lease is None or verdict.is_recorded
+        if run is not None and run.is_overdue and not (is_settled or self._sends(envelope)):
+            self.leave(envelope, 0.0)  # Who sent it has hung up.
+
+    def leave(self, envelope: Envelope, seconds: float) -> None:
+        """Leave an attempt to whoever runs it, for ``seconds`` if that is not seen here."""
+        self.awaited[key_of(envelope)] = (envelope, self.monotonic() + seconds)
+        self.notifier.notify()
+
+    def _sends(self, envelope: Envelope) -> bool:
+        claimed = self.claimed.get(envelope.id)
+        return claimed is not None and claimed.envelope.lease == envelope.lease
 
     def knows(self, envelope: Envelope) -> bool:
         """Tell whether it holds, runs or awaits what this claim is of."""
-        known = envelope.id in self.claimed or envelope.id in self.awaited
+        known = envelope.id in self.claimed or key_of(envelope) in self.awaited
         return known or envelope in self.runs
 
     # -- what does not arrive
@@ -204,11 +213,20 @@ class Process:
 
         So the next to go ahead is another one, and no delivery keeps all the others waiting.
         """
-        if len(self._refusals) >= _REMEMBERED:
-            self._refusals.clear()
+        count = self._refusals.get((envelope.id, lacks_way), 0)
+        return min(_FIRST_PAUSE * 2.0 ** min(count, 10), _LONGEST_PAUSE)
+
+    def note_failure(self, envelope: Envelope, lacks_way: bool) -> None:
+        """Count that a delivery did not arrive; of many, those that did so long ago are forgotten.
+
+        ``lacks_way`` says that there is no way to the endpoint, and not that it refused this one.
+        """
         key = envelope.id, lacks_way
-        count = self._refusals[key] = self._refusals.get(key, 0) + 1
-        return min(_FIRST_PAUSE * 2.0 ** min(count - 1, 10), _LONGEST_PAUSE)
+        count = self._refusals.pop(key, 0) + 1
+        if len(self._refusals) >= _REMEMBERED:
+            with suppress(KeyError, StopIteration, RuntimeError):  # Another thread did, too.
+                del self._refusals[next(iter(self._refusals))]
+        self._refusals[key] = count
 
     def refusals(self, envelope: Envelope) -> int:
         """Return how often in a row the endpoint refused a delivery that this process sent."""

@@ -44,6 +44,9 @@ _LATER = (Outcome.BUSY, Outcome.EXPIRED)
 #: Seconds between two such tries: doubled from the first to the second, with jitter.
 _PAUSE, _LONGEST_PAUSE = 0.02, 0.2
 
+#: Seconds for which a sender asks a busy endpoint about what an outbox has.
+_LONGEST_BUSY = 5.0
+
 logger = logging.getLogger("async_hooks")
 _relays: weakref.WeakSet[Relay[Any]] = weakref.WeakSet()
 
@@ -191,7 +194,9 @@ class Relay(Generic[S]):
 
     def _send(self, pool: Pool[S], envelope: Envelope) -> Verdict | None:
         """Send until the verdict is final, for no longer than a token lives."""
-        deadline = time.monotonic() + self._config.max_age
+        # What waits in an outbox can wait there, and let others have this sender.
+        most = _LONGEST_BUSY if self.is_durable else self._config.max_age
+        deadline = time.monotonic() + min(most, self._config.max_age)
         pause = _PAUSE
         while True:
             # A process that ends takes no requests any more, its own included.

@@ -85,6 +85,10 @@ class Runs:
         """Return the verdict on this very attempt, if it is over here and not settled yet."""
         return self.finished.get(key_of(envelope))
 
+    def ids(self) -> set[str]:
+        """Return the ids of the deliveries that run here."""
+        return {delivery_id for delivery_id, _ in list(self._running)}
+
     def overdue(self) -> list[Running]:
         return [run for run in list(self._running.values()) if run.is_overdue]
 

@@ -37,6 +37,8 @@ _ASIDE = 60.0
 
 #: How often the app may answer in a task's place until that counts: for some 15 minutes.
 _MOST_REFUSALS = 20
+#: The most seconds that an attempt is waited for of which nobody says that it began.
+_LONGEST_WAIT = 3600.0
 
 #: Verdicts that are given before an attempt begins: they say nothing of an earlier copy of it.
 _BEFORE = (Outcome.BUSY, Outcome.EXPIRED)
@@ -100,7 +102,8 @@ class Settler:
             self.store.record(envelope, Ending(DeliveryState.AVAILABLE, unused=True))
         elif rule.action is Action.WAIT:
             may_have_begun = verdict.outcome not in _BEFORE
-            if not self._send_again(envelope, rule, error, may_have_begun=may_have_begun):
+            is_released = self._send_again(envelope, rule, error, may_have_begun=may_have_begun)
+            if not (is_released or may_have_begun):  # Else the attempt is over, and was replaced.
                 self._await(envelope)
         else:
             self.fail(envelope, rule, error, verdict.after)
@@ -130,7 +133,6 @@ class Settler:
         """
         before = self.store.counters(envelope)
         if before is None:  # Cancelled, or another attempt has taken its place.
-            self.store.leave(envelope, self.process.id)
             return
         crashes = int(rule.action is Action.AT_ONCE)
         counters = (before[0] + 1 - crashes, before[1] + crashes)
@@ -178,7 +180,6 @@ class Settler:
                 self.store.record(envelope, Ending(DeliveryState.AVAILABLE, run_at, error))
 
     def record_crash(self, envelope: Envelope) -> None:
-        """Count the death of the process that ran ``envelope``."""
         died = TransportError("The process that ran it died.")
         self.fail(envelope, CRASHED, str(died), failure=died)
 
@@ -230,12 +231,14 @@ class Settler:
             is_released = store.record(envelope, ending)
         else:
             is_released = store.release([envelope], after=after) == 1
-        is_news = is_released and rule.slows and process.refusals(envelope) == 1
-        if is_released and rule.breaks:
-            is_news = process.breaker.trip(error, process.monotonic())
-        what = "Delivery %s did not arrive, and waits: %s"
-        if is_news:
-            logger.warning(what, envelope.id, error, extra=ids(envelope))
+        if is_released and rule.slows:
+            process.note_failure(envelope, rule.breaks)
+            is_news = process.refusals(envelope) == 1
+            if rule.breaks:
+                is_news = process.breaker.trip(error, process.monotonic())
+            if is_news:
+                what = "Delivery %s did not arrive, and waits: %s"
+                logger.warning(what, envelope.id, error, extra=ids(envelope))
         return is_released
 
     def _await(self, envelope: Envelope) -> None:
@@ -246,9 +249,8 @@ class Settler:
         process = self.process
         if envelope not in process.runs and self.store.holder(envelope) not in (None, process.id):
             return
-        until = process.monotonic() + options_of(state_of(self.app), envelope).timeout
-        process.awaited[envelope.id] = (envelope, until)
-        process.notifier.notify()
+        timeout = options_of(state_of(self.app), envelope).timeout
+        process.leave(envelope, min(timeout, _LONGEST_WAIT))
 
     def _may_still_run(self, envelope: Envelope) -> bool:
         """Tell whether the process that began with it is not known to be dead."""

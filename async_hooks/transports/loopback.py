@@ -86,38 +86,38 @@ class Loopback:
         now = round(time.time(), 6)
         post = _Post(envelope, state.signing.sign(envelope, now=now), now)
         try:
-            answer = self._client(url).post(post.token, timeout, lambda: self._check(post))
+            answer = self._client(url).post(post.token, timeout, lambda: self._check(post, url))
         except TransportError as error:
-            never_began = self._never_began(post, error)
+            never_began = self._never_began(post, url, error)
             if never_began:
                 raise NotConsumed(str(error)) from error
-            if isinstance(error, TimedOut) and never_began is not None:
+            if isinstance(error, TimedOut) and never_began is False:
                 raise Overdue(str(error)) from error
             raise
         text = answer.headers.get(VERDICT_HEADER.lower())
         verdict = state.signing.verify_verdict(post.token, text) if text is not None else None
         if verdict is None:
             raise explain_foreign_answer(url, answer)
-        self._seen_host_id = verdict.host_id
+        self._seen_host_id = verdict.host_id or self._seen_host_id
         return verdict
 
-    def _check(self, post: _Post) -> None:
+    def _check(self, post: _Post, url: str) -> None:
         """Try once to take ``post`` back if the process ends; what has begun stays begun."""
         if not post.is_checked and self._stopping[os.getpid()].is_set():
             post.is_checked = True
-            if self._reclaim(post):
+            if self._reclaim(post, url):
                 raise NotConsumed("It was taken back while the process ended.")
 
-    def _never_began(self, post: _Post, error: TransportError) -> bool | None:
+    def _never_began(self, post: _Post, url: str, error: TransportError) -> bool | None:
         """Tell whether the endpoint never began with ``post``, None where that can't be told."""
         if isinstance(error, Unreachable):
             return self._address.is_own or None
         envelope = post.envelope
         if envelope.lease is not None or envelope.task == PING:
             return None  # The outbox knows, and nothing runs.
-        return self._reclaim(post) if isinstance(error, (ConnectionBroken, TimedOut)) else None
+        return self._reclaim(post, url) if isinstance(error, (ConnectionBroken, TimedOut)) else None
 
-    def _reclaim(self, post: _Post) -> bool | None:
+    def _reclaim(self, post: _Post, url: str) -> bool | None:
         """Consume ``post`` unless the endpoint has; return whether it now never will.
 
         That tells only where both look into the same record: where this process's own server
@@ -129,6 +129,9 @@ class Loopback:
                 return state.store.release([post.envelope]) == 1
             return False
         guard = state.replay_guard
+        if self._seen_host_id is None and not self._address.is_own:
+            with suppress(TransportError):
+                self.ping(url)  # Its verdict says which record it keeps.
         is_shared = self._seen_host_id is not None and self._seen_host_id == guard.host_id
         if not (is_shared or self._address.is_own):
             return None

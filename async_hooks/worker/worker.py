@@ -18,9 +18,10 @@ from flask import Flask
 
 from ..errors import ConfigError, OutboxRequired
 from ..host.per_process import PerProcess
-from ..relay.claims import OutboxRelay, Share
+from ..relay.claims import OutboxRelay
 from ..relay.process import POLL, Process
 from ..relay.relay import report_overdue
+from ..relay.share import Share
 from ..signals import send_in_context, worker_started, worker_stopped
 from ..state import KEY, State, is_under_test, state_of
 from ..transports.in_process import InProcess
@@ -119,12 +120,13 @@ class Work:
         facts: dict[str, Any] = {"name": options.name, "queues": options.queues}
         send_in_context(worker_started, app, **facts)
         self._relay.start()
+        is_killed = False
         try:
-            while not (self._over.wait(POLL) or self._must_be_killed()):
+            while not (self._over.wait(POLL) or is_killed):
                 self._end_if_too_big()
+                is_killed = self._must_be_killed()
         finally:
-            is_killed = self._must_be_killed()
-            self._relay.stop(0 if is_killed else None)
+            self._relay.stop()  # What is in time may finish.
             send_in_context(worker_stopped, app, **facts)
         if is_killed:
             logger.error("Worker %s: a run is overdue for too long; restarting.", options.name)

@@ -679,9 +679,10 @@ def test_what_is_cancelled_is_finished_and_nobodys(outbox: Outbox) -> None:
     assert not outbox.complete(running)
     assert not outbox.cancel(running.id)
     assert not outbox.cancel("another")
-    outbox.store.leave(running, "another process")
+    outbox.processes.leave_cancelled("another process", [])
+    outbox.processes.leave_cancelled("process", [running.id])
     assert outbox.row(running.id)["process_id"] == "process"
-    outbox.store.leave(running, "process")
+    outbox.processes.leave_cancelled("process", [])
     assert outbox.row(running.id)["process_id"] is None
 
 
@@ -698,7 +699,7 @@ def test_a_cancelled_delivery_that_is_retried_while_it_runs_belongs_to_its_new_a
     running = outbox.begun()
     assert outbox.cancel(running.id)
     assert outbox.retry(running.id)
-    outbox.store.leave(running, "process")
+    outbox.processes.leave_cancelled("process", [])
     [again] = outbox.claim()
     assert outbox.begin(again)
     assert not outbox.complete(running)
