@@ -12,10 +12,11 @@ from ..delivery import SHOWN, UNFINISHED, DeliveryState
 from ..validation import checked, seconds_or_zero
 from .attempts import free_parents
 from .claiming import paused, queue_heads
-from .connections import Connection, InsertMissing
+from .connections import Connection
 from .database import Database
 from .processes import BATCH
 from .schema import deliveries, pauses
+from .statements import InsertMissing
 
 _d = deliveries.c
 _UNSUCCESSFUL = (DeliveryState.AVAILABLE, DeliveryState.DISCARDED, DeliveryState.CANCELLED)

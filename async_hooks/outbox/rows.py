@@ -11,9 +11,10 @@ from sqlalchemy import bindparam, select
 from ..delivery import DeliveryState
 from ..envelope import Envelope, Origin
 from ..errors import DataError, OutboxUnavailable
-from .connections import Connection, InsertMissing
+from .connections import Connection
 from .database import Database
 from .schema import deliveries
+from .statements import InsertMissing
 
 _d = deliveries.c
 

@@ -10,8 +10,8 @@ import pytest
 from sqlalchemy import select
 
 from async_hooks.outbox import attempts, audiences, claiming
-from async_hooks.outbox.connections import compiled
 from async_hooks.outbox.schema import deliveries
+from async_hooks.outbox.statements import compiled
 from tests.contracts.outboxes import KNOWN, Outbox, an_outbox
 
 _d = deliveries.c
