@@ -8,7 +8,8 @@ from typing import Any
 
 from sqlalchemy import URL, Dialect, Engine, create_engine, event, exc, make_url
 
-from ..errors import ConfigError
+from ..errors import ConfigError, OutboxUnavailable
+from .file import path_of, secure
 
 #: Seconds that a transaction waits for its turn, all tries taken together.
 PATIENCE = 3.0
@@ -88,12 +89,21 @@ def check_file(url: URL) -> None:
 def _sqlite(url: URL, folder: Path, synchronous: str) -> Engine:
     check_file(url)
     if url.database is not None and not url.database.startswith("file:"):
-        path = folder / url.database
+        url = url.set(database=str(folder / url.database))
+    path = path_of(url)
+    if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Data of visitors: nobody else's to read. SQLite gives its two other files the same mode.
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-        url = url.set(database=str(path))
+        secure(path)
     engine = create_engine(url, pool_size=CONNECTIONS, max_overflow=0, pool_timeout=PATIENCE)
+
+    @event.listens_for(engine, "do_connect")
+    def secure_again(*_: object) -> None:
+        """Make a file that was removed; what was put in its place is this user's alone as well."""
+        try:
+            if path is not None:
+                secure(path)
+        except (OSError, ConfigError) as error:
+            raise OutboxUnavailable(f"The outbox's file can't be opened: {error}") from error
 
     @event.listens_for(engine, "connect")
     def configure(connection: Any, _: object) -> None:
