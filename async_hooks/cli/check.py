@@ -30,7 +30,7 @@ def check(as_json: bool) -> int:
     try:
         if state.outbox is not None and state.outbox.check_tables():
             backlog = state.outbox.backlog()
-            problems += state.outbox.orphaned()
+            problems += state.outbox.losses() + state.outbox.orphaned()
     except OutboxUnavailable as error:
         problems.append(str(error))
     unknown = [waiting for waiting in backlog if not waiting.is_known]

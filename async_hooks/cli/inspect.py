@@ -28,8 +28,8 @@ def health(patience: float, as_json: bool) -> int:
     """One-line health check, for monitoring.
 
     Exits with 0 if all is well, with 1 if a delivery has been due for too long, no process relays
-    what is due, a relay has a problem, a former name of the app has unfinished deliveries or the
-    database can't be used, and with 2 if the app has no outbox.
+    what is due, a relay has a problem, a former name of the app has unfinished deliveries, the
+    tables had vanished or the database can't be used, and with 2 if the app has no outbox.
     """
     outbox = needed_outbox()
     if patience == 0:
@@ -71,7 +71,7 @@ def status(as_json: bool) -> None:
         "oldest_due_seconds": _seconds(outbox.overdue()),
         "relays": [asdict(relay) for relay in outbox.relays()],
         "backlog": [asdict(waiting) for waiting in outbox.backlog()],
-        "problems": outbox.orphaned(),
+        "problems": outbox.losses() + outbox.orphaned(),
     }
     show(found, _status_in_words, as_json)
 

@@ -31,6 +31,8 @@ def init_db(recreate: bool, yes: bool) -> None:
     outbox = needed_outbox()
     if recreate and not yes:
         click.confirm("Delete the outbox's tables and all their contents?", abort=True)
+    for loss in outbox.losses():  # Whoever runs this is told, and then nobody any more.
+        say(loss, err=True)
     done = "were created" if outbox.create(recreate=recreate) else "are up to date"
     say(f"The outbox's tables {done}, version {outbox.version}.")
 

@@ -92,6 +92,10 @@ class Outbox(Queries):
         """
         return self._database.check()
 
+    def losses(self) -> list[str]:
+        """Say that the tables had vanished, as far as this machine remembers; see ``create``."""
+        return self._database.losses()
+
     def adopt(self, former: str) -> int:
         """Move the deliveries of this app's ``former`` audience to its own; return how many."""
         return audiences.adopt(self._database, former, self._audiences[0], self._now())
@@ -155,7 +159,7 @@ class Outbox(Queries):
         late, relays = self.overdue(), self.relays()
         problem = problem_of(late, relays, checked(seconds, patience, "patience"))
         if problem is None:
-            problem = next(iter(self.orphaned()), None)
+            problem = next(iter([*self.losses(), *self.orphaned()]), None)
         return Health(
             ok=problem is None,
             oldest_due=late,

@@ -10,12 +10,16 @@ from typing import Any, NamedTuple, TypeVar
 from sqlalchemy import Engine, PoolProxiedConnection, event, exc
 
 from .engines import CONNECTIONS, driver_error
+from .file import FileReplaced, OpenFile, path_of
 from .statements import Text, compiled
 
 T = TypeVar("T")
 
 #: The most statements whose text is kept: those that are made anew each time end with the others.
 _TEXTS = 200
+
+#: Where a pooled connection has its file.
+_FILE = "async_hooks.file"
 
 
 class CommitUncertain(Exception):
@@ -45,7 +49,20 @@ class Connection:
         driver: Any = pooled.driver_connection
         self.driver = driver
         self.cursor = driver.cursor()
+        #: SQLite's file, as it was when it was opened.
+        self.file: OpenFile | None = pool.file_of(pooled)
         self._pool = pool
+
+    def check_file(self) -> None:
+        """Make sure that what was done here was done where others will look for it.
+
+        :raises DBAPIError: if the file was removed or replaced; the connection is of no use then.
+        """
+        if self.file is not None and self.file.is_replaced():
+            with suppress(self._pool.driver_error):
+                self.file.save(self.driver)
+            replaced = FileReplaced()
+            raise exc.DBAPIError(None, None, replaced, connection_invalidated=True)
 
     def execute(self, statement: Any, values: Mapping[str, Any] | None = None) -> Result:
         """Run ``statement`` with ``values``.
@@ -86,22 +103,28 @@ class Pool:
         self._is_own = is_own
         self._free: deque[Connection] = deque()
         is_sqlite = engine.dialect.name == "sqlite"
+        self._path = path_of(engine.url)
         self._needs_autocommit = is_own and not is_sqlite
         # An app's connection begins by itself, but in SQLite only to read.
         self._begin = "BEGIN IMMEDIATE" if is_sqlite else "BEGIN" if is_own else None
         event.listen(engine, "engine_disposed", lambda _: self._close_free())
+        if self._path is not None:
+            event.listen(engine, "connect", self._note_file)
 
     def read(self, body: Callable[[Connection], T]) -> T:
         connection = self._take()
         try:
             result = body(connection)
+            connection.check_file()
         except BaseException as error:
             if self._is_sound(connection, error):
                 self._give_back(connection)
             else:
                 connection.pooled.invalidate()
-                if self._is_own:
-                    self.engine.dispose()  # The server went away: from all of them.
+                is_replaced = isinstance(getattr(error, "orig", None), FileReplaced)
+                self.is_prepared = self.is_prepared and not is_replaced
+                if self._is_own or is_replaced:
+                    self.engine.dispose()  # The server, or the file, went away: from all of them.
             raise
         self._give_back(connection)
         return result
@@ -142,6 +165,19 @@ class Pool:
         return exc.DBAPIError.instance(
             sql, None, error, self.driver_error, connection_invalidated=is_lost
         )
+
+    def file_of(self, pooled: PoolProxiedConnection) -> OpenFile | None:
+        """Return the file that a connection has open; of an old one of an app's, as it is now."""
+        if self._path is None:
+            return None
+        if _FILE not in pooled.info:
+            pooled.info[_FILE] = OpenFile(self._path)
+        file: OpenFile = pooled.info[_FILE]
+        return file
+
+    def _note_file(self, _: object, record: Any) -> None:
+        assert self._path is not None  # noqa: S101 - else nobody calls it
+        record.info[_FILE] = OpenFile(self._path)
 
     def _take(self) -> Connection:
         with suppress(IndexError):

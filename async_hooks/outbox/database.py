@@ -8,6 +8,7 @@ done twice is done again.
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 import weakref
@@ -24,6 +25,9 @@ from ..host.per_process import PerProcess
 from . import tables
 from .connections import CommitUncertain, Connection, Pool, Result
 from .engines import PATIENCE, is_busy
+from .file import FileReplaced
+
+logger = logging.getLogger("async_hooks")
 
 T = TypeVar("T")
 
@@ -98,15 +102,27 @@ class Database:
         """
         pool = self._pools[os.getpid()]
         if not pool.is_prepared and connection.dialect.name == "sqlite":
-            tables.create_within(connection)
-        return Connection(connection.connection, pool)
+            tables.prepare_within(connection)
+        made = Connection(connection.connection, pool)
+        try:
+            made.check_file()
+        except exc.DBAPIError as error:
+            pool.is_prepared = False
+            pool.engine.dispose()
+            made.pooled.invalidate(soft=True)  # The app undoes what it has done on it.
+            raise OutboxUnavailable(f"The outbox can't be used: {error.orig}") from error
+        return made
 
     def create(self, *, recreate: bool = False) -> bool:
         """Make the tables if there are none; return whether they were made.
 
         :raises OutboxUnavailable: if that can't be done, or they have another version.
         """
-        return self._try(lambda pool: tables.create(pool.engine, recreate=recreate), prepares=True)
+        return self._try(lambda pool: tables.make(pool.engine, recreate=recreate), prepares=True)
+
+    def losses(self) -> list[str]:
+        """Say that the tables had vanished, until somebody asks for them by :meth:`create`."""
+        return tables.losses(self.engine)
 
     def check(self) -> bool:
         """Tell whether the tables are there, without making them.
@@ -128,13 +144,13 @@ class Database:
     ) -> T:
         """Return what ``step`` does with this process' pool; begin again as long as that helps."""
         pool = self._pools[os.getpid()]
-        if not pool.is_prepared and not prepares:
-            self._try(lambda pool: tables.prepare(pool.engine), prepares=True)
-            pool.is_prepared = True
         deadline = time.monotonic() + self._patience
         pause = _PAUSE
         while True:
             try:
+                if not pool.is_prepared and not prepares:
+                    self._try(lambda pool: tables.prepare(pool.engine), prepares=True)
+                    pool.is_prepared = True
                 return step(pool, *arguments)
             except CommitUncertain as uncertain:
                 error: Exception = uncertain.error
@@ -144,6 +160,10 @@ class Database:
                 again = failed.connection_invalidated or is_busy(failed)
             except exc.TimeoutError as none_free:
                 error, again = none_free, self._is_own
+            if isinstance(getattr(error, "orig", None), FileReplaced):
+                again = True  # Nobody will find what was done there.
+                what = "The outbox's file %r was removed or replaced; it is opened anew."
+                logger.warning(what, pool.engine.url.database)
             if isinstance(error, (exc.DataError, exc.IntegrityError)) and not again:
                 raise DataError(f"The outbox's database refuses this: {error.orig}") from error
             if not again or time.monotonic() > deadline:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import suppress
 from typing import Any
 
@@ -9,7 +10,10 @@ from sqlalchemy import Connection, Engine, MetaData, Table, inspect, select
 
 from ..errors import OutboxUnavailable
 from .engines import check_file, driver_error
+from .presence import Presence
 from .schema import VERSION, metadata, version
+
+logger = logging.getLogger("async_hooks")
 
 #: Tables that an earlier version had.
 _FORMER = ("async_hooks_relays",)
@@ -21,18 +25,44 @@ def prepare(engine: Engine) -> None:
     :raises OutboxUnavailable: if they are missing elsewhere, or have another version.
     """
     if engine.dialect.name == "sqlite":
-        create(engine)
+        _note(engine, made=_create(engine))
     else:
         check(engine)
 
 
-def create(engine: Engine, *, recreate: bool = False) -> bool:
+def prepare_within(connection: Connection) -> None:
+    """Make SQLite's tables, if need be, in a transaction of an app's that has begun."""
+    _note(connection.engine, made=_create_within(connection))
+
+
+def _note(engine: Engine, *, made: bool) -> None:
+    """Remember that the tables are there; complain if they were before they were ``made``."""
+    presence = Presence(engine)
+    if made and presence.is_known:
+        logger.error("%s", presence.note_loss())
+    presence.note()
+
+
+def make(engine: Engine, *, recreate: bool = False) -> bool:
     """Make the tables if there are none; return whether they were made.
 
     ``recreate`` deletes those that are there, of whatever version, with all that is in them.
+    Whoever calls this knows of a loss.
 
     :raises OutboxUnavailable: if there are some of another version.
     """
+    made = _create(engine, recreate=recreate)
+    Presence(engine).forget_loss()
+    return made
+
+
+def losses(engine: Engine) -> list[str]:
+    """Say that the tables had vanished, until somebody makes them."""
+    loss = Presence(engine).loss
+    return [] if loss is None else [loss]
+
+
+def _create(engine: Engine, *, recreate: bool = False) -> bool:
     if engine.dialect.name == "sqlite":
         check_file(engine.url)
     with engine.connect() as connection:
@@ -42,13 +72,12 @@ def create(engine: Engine, *, recreate: bool = False) -> bool:
             for name in _FORMER:
                 Table(name, MetaData()).drop(connection, checkfirst=True)
             metadata.drop_all(connection)
-        made = create_within(connection)
+        made = _create_within(connection)
         connection.commit()
         return made
 
 
-def create_within(connection: Connection) -> bool:
-    """Do so in a transaction that has begun."""
+def _create_within(connection: Connection) -> bool:
     found = version_of(connection)
     _check_version(found, connection, may_be_missing=True)
     if found == 0:
@@ -64,7 +93,10 @@ def check(engine: Engine) -> bool:
     """
     with engine.connect() as connection:
         found = version_of(connection)
-        _check_version(found, connection, may_be_missing=engine.dialect.name == "sqlite")
+        is_sqlite = engine.dialect.name == "sqlite"
+        _check_version(
+            found, connection, may_be_missing=is_sqlite and not Presence(engine).is_known
+        )
         return found > 0
 
 

@@ -88,6 +88,23 @@ def test_a_locked_file_is_told_to_callers_and_doubles_nothing(tmp_path: Path) ->
         assert settled(scenario).duplicates == 0
 
 
+def test_launches_after_their_file_was_removed_are_kept_and_run(tmp_path: Path) -> None:
+    with chaos(tmp_path) as scenario:
+        server = scenario.serve()
+        scenario.launch(server, times=4)
+        scenario.wait_for("kept", 4)
+        for file in tmp_path.glob("outbox.db*"):
+            file.unlink()
+        scenario.engine.dispose()
+        for _ in range(18):
+            assert scenario.launch(server) is Fate.ACCEPTED
+        scenario.wait_for("kept", 22)
+        assert {row.state for row in scenario.rows()} == {"completed"}
+        assert len(scenario.rows()) == 18
+        assert "was removed or replaced" in server.site.log
+        assert "had vanished, and were made anew" in server.site.log
+
+
 @contextmanager
 def small_disk(folder: Path) -> Iterator[Path]:
     """Mount a disk of a megabyte; needs the right to."""
