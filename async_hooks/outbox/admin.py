@@ -79,7 +79,7 @@ class Outbox(Queries):
         return schema.VERSION
 
     def create(self, *, recreate: bool = False) -> bool:
-        """Make the tables if there are none; return whether they were made.
+        """Make the tables, or what is missing of them; return whether anything was made.
 
         ``recreate`` deletes those that are there, of whatever version, with all that waits.
         """

@@ -114,7 +114,7 @@ class Database:
         return made
 
     def create(self, *, recreate: bool = False) -> bool:
-        """Make the tables if there are none; return whether they were made.
+        """Make the tables, or what is missing of them; return whether anything was made.
 
         :raises OutboxUnavailable: if that can't be done, or they have another version.
         """
@@ -129,7 +129,7 @@ class Database:
 
         :raises OutboxUnavailable: if this code can't use them, or only an ``init-db`` makes them.
         """
-        return self._try(lambda pool: tables.check(pool.engine), prepares=True)
+        return self._try(lambda pool: tables.check(pool.engine, completely=True), prepares=True)
 
     def note_prepared(self) -> None:
         """Note that the tables are there."""

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import logging
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
-from sqlalchemy import Connection, Engine, MetaData, Table, inspect, select
+from sqlalchemy import Connection, Engine, MetaData, Table, func, inspect, select
 
 from ..errors import OutboxUnavailable
 from .engines import check_file, driver_error
 from .presence import Presence
 from .schema import VERSION, metadata, version
+from .shape import explain, make_missing, missing
 
 logger = logging.getLogger("async_hooks")
 
 #: Tables that an earlier version had.
 _FORMER = ("async_hooks_relays",)
+
+#: Names, in PostgreSQL, the making of tables; of the numbers that others choose, hardly any.
+_LOCK = 0x6173796E63686B73
+
+#: Seconds that one process waits for another to make them.
+_LOCK_WAIT = 20
 
 
 def prepare(engine: Engine) -> None:
@@ -44,14 +52,14 @@ def _note(engine: Engine, *, made: bool) -> None:
 
 
 def make(engine: Engine, *, recreate: bool = False) -> bool:
-    """Make the tables if there are none; return whether they were made.
+    """Make the tables, or what is missing of them; return whether anything was made.
 
     ``recreate`` deletes those that are there, of whatever version, with all that is in them.
     Whoever calls this knows of a loss.
 
     :raises OutboxUnavailable: if there are some of another version.
     """
-    made = _create(engine, recreate=recreate)
+    made = _create(engine, recreate=recreate, completes=True)
     Presence(engine).forget_loss()
     return made
 
@@ -62,42 +70,73 @@ def losses(engine: Engine) -> list[str]:
     return [] if loss is None else [loss]
 
 
-def _create(engine: Engine, *, recreate: bool = False) -> bool:
+def _create(engine: Engine, *, recreate: bool = False, completes: bool = False) -> bool:
+    """Make the tables, by one process at a time; ``completes`` what a version has as well."""
     if engine.dialect.name == "sqlite":
         check_file(engine.url)
-    with engine.connect() as connection:
-        if engine.dialect.name == "sqlite":
-            _begin_writing(connection)
+    with engine.connect() as connection, _alone(connection):
         if recreate:
-            for name in _FORMER:
-                Table(name, MetaData()).drop(connection, checkfirst=True)
-            metadata.drop_all(connection)
-        made = _create_within(connection)
+            _drop_all(connection)
+        made = _create_within(connection, completes=completes)
         connection.commit()
         return made
 
 
-def _create_within(connection: Connection) -> bool:
+def _create_within(connection: Connection, *, completes: bool = False) -> bool:
     found = version_of(connection)
     _check_version(found, connection, may_be_missing=True)
-    if found == 0:
-        metadata.create_all(connection)
+    made = (found == 0 or completes) and make_missing(connection)
+    if found == 0:  # Last: where each step is kept by itself, whoever died before has no version.
         connection.execute(version.insert().values(version=VERSION))
-    return found == 0
+    return made or found == 0
 
 
-def check(engine: Engine) -> bool:
-    """Tell whether the tables are there, without making them.
+def _drop_all(connection: Connection) -> None:
+    if version_of(connection):
+        connection.execute(version.delete())  # First: as above.
+    for name in _FORMER:
+        Table(name, MetaData()).drop(connection, checkfirst=True)
+    metadata.drop_all(connection)
+
+
+def check(engine: Engine, *, completely: bool = False) -> bool:
+    """Tell whether the tables are there, ``completely`` if asked for, without making them.
 
     :raises OutboxUnavailable: if this code can't use them, or only an ``init-db`` makes them.
     """
     with engine.connect() as connection:
         found = version_of(connection)
-        is_sqlite = engine.dialect.name == "sqlite"
-        _check_version(
-            found, connection, may_be_missing=is_sqlite and not Presence(engine).is_known
-        )
+        is_new = engine.dialect.name == "sqlite" and not Presence(engine).is_known
+        _check_version(found, connection, may_be_missing=is_new)
+        if completely and found > 0 and (lacks := missing(connection)):
+            raise OutboxUnavailable(explain(connection, lacks))
         return found > 0
+
+
+@contextmanager
+def _alone(connection: Connection) -> Iterator[None]:
+    """Let nobody else make or drop the tables meanwhile.
+
+    :raises OutboxUnavailable: if somebody else does, and does not end.
+    """
+    if connection.dialect.name == "sqlite":
+        _begin_writing(connection)
+        yield
+        return
+    # Else what is looked up behind the lock may be what it was before.
+    connection.execution_options(isolation_level="READ COMMITTED")
+    if connection.dialect.name == "postgresql":
+        connection.exec_driver_sql(f"SET LOCAL lock_timeout = {_LOCK_WAIT * 1000}")
+        connection.execute(select(func.pg_advisory_xact_lock(_LOCK)))
+        yield
+        return
+    name = func.concat("async_hooks.", func.md5(func.database()))
+    if connection.execute(select(func.get_lock(name, _LOCK_WAIT))).scalar() != 1:
+        raise OutboxUnavailable("Somebody else has been making the outbox's tables for a while.")
+    try:
+        yield
+    finally:
+        connection.execute(select(func.release_lock(name)))
 
 
 def _begin_writing(connection: Connection) -> None:

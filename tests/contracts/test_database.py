@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import sqlite3
 import stat
+import subprocess
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +40,8 @@ from async_hooks.outbox.database import Database
 from async_hooks.outbox.engines import CONNECTIONS, engine_for, is_busy
 from async_hooks.outbox.queries import Queries
 from async_hooks.outbox.rows import INSERT, add, row_of
-from tests.contracts.outboxes import NOW, Outbox, an_outbox, envelope
+from async_hooks.outbox.shape import missing
+from tests.contracts.outboxes import NOW, Outbox, an_outbox, envelope, together
 from tests.support.databases import KINDS, fresh_database
 
 SERVERS = [kind for kind in KINDS if kind != "sqlite"]
@@ -107,6 +112,107 @@ def test_tables_of_another_version_are_made_anew_if_asked_for(empty: Outbox) -> 
     assert empty.database.create(recreate=True)
     assert empty.rows() == []
     assert not inspect(empty.database.engine).has_table("async_hooks_relays")
+
+
+#: Makes the tables as init-db does, and dies after so many statements that change anything.
+INIT_UNTIL = """
+import os, signal, sys
+from pathlib import Path
+from sqlalchemy import event
+from async_hooks.outbox.database import Database
+from async_hooks.outbox.engines import engine_for
+
+url, folder, left, recreate = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+engine = engine_for(url, folder, synchronous="NORMAL")
+
+@event.listens_for(engine, "after_cursor_execute")
+def count(connection, cursor, statement, *_):
+    global left
+    left -= statement.split()[0] in ("CREATE", "INSERT", "DROP", "DELETE")
+    if left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Database(lambda: engine, is_own=True).create(recreate=recreate == "yes")
+"""
+
+
+def init_until(outbox: Outbox, statements: int, *, recreate: bool = False) -> bool:
+    """Let a process make the tables; return whether it died after so many ``statements``."""
+    command = [sys.executable, "-c", INIT_UNTIL, outbox.url, str(outbox.folder), str(statements)]
+    ended = subprocess.run([*command, "yes" if recreate else "no"], check=False)
+    assert ended.returncode in (0, -signal.SIGKILL)
+    return ended.returncode != 0
+
+
+def versions(outbox: Outbox) -> list[int]:
+    return [row.version for row in outbox.database.execute(select(schema.version)).rows]
+
+
+def lacks(outbox: Outbox) -> list[Any]:
+    with outbox.database.engine.connect() as connection:
+        return missing(connection)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recreate", [False, True])
+def test_tables_are_whole_wherever_one_who_made_them_died_before(
+    empty: Outbox, recreate: bool
+) -> None:
+    # Elsewhere all is one transaction.
+    step = 5 if empty.kind != "mariadb" else 3 if recreate else 1
+    for number in count(1, step):
+        if recreate:
+            empty.database.create()
+        died = init_until(empty, number, recreate=recreate)
+        empty.database.create()
+        assert empty.database.check()
+        assert (lacks(empty), versions(empty)) == ([], [schema.VERSION]), number
+        if not died:
+            break
+        with empty.database.engine.begin() as connection:
+            schema.metadata.drop_all(connection)
+    assert number > 10
+
+
+def test_tables_that_several_make_at_once_are_made_once(empty: Outbox) -> None:
+    databases = [empty.another() for _ in range(12)]
+    made = together(*[database.create for database in databases])
+    assert (sum(made), lacks(empty), versions(empty)) == (1, [], [schema.VERSION])
+    for database in databases:
+        database.engine.dispose()
+
+
+def drop_index(outbox: Outbox) -> str:
+    schema_index = next(i for i in schema.deliveries.indexes if i.name == "async_hooks_unique")
+    schema_index.drop(outbox.database.engine)
+    return "no index 'async_hooks_unique' of 'async_hooks_deliveries'"
+
+
+def drop_table(outbox: Outbox) -> str:
+    schema.pauses.drop(outbox.database.engine)
+    return "no table 'async_hooks_pauses'"
+
+
+@pytest.mark.parametrize("drop", [drop_index, drop_table])
+def test_what_the_tables_lack_is_told_and_made(
+    empty: Outbox, drop: Callable[[Outbox], str]
+) -> None:
+    empty.database.create()
+    what = drop(empty)
+    with pytest.raises(OutboxUnavailable, match=f"are incomplete: {what}.*hooks init-db$"):
+        empty.database.check()
+    assert empty.database.create()
+    assert empty.database.check()
+    assert not empty.database.create()
+
+
+def test_a_column_that_is_missing_is_told(empty: Outbox) -> None:
+    empty.database.create()
+    with empty.database.engine.begin() as connection:
+        connection.execute(text("ALTER TABLE async_hooks_deliveries DROP COLUMN paused"))
+    for use in (empty.database.check, empty.database.create):
+        with pytest.raises(OutboxUnavailable, match=r"no column 'paused' of .* init-db --recreate"):
+            use()
 
 
 # -- connections
