@@ -14,6 +14,7 @@ from flask import Flask, current_app, request_started
 from . import config as configuration
 from . import log
 from .actions import action_signal, async_signal
+from .alembic import join_flask_migrate
 from .context import Capture, Context, Restore
 from .declarations import check, option_for_outbox
 from .endpoint import executor
@@ -89,6 +90,8 @@ class AsyncHooks:
             observe=address.observe,
             start=state.relay.start if state.relay is not None and config.relay else None,
         )
+        if config.outbox is not None:
+            join_flask_migrate(app)
         log.subscribe()
         if config.outbox is None:
             self._tasks.keep_refusing()

@@ -59,21 +59,23 @@ def _health_in_words(found: dict[str, Any]) -> Iterator[str]:
 
 @cli.command()
 @as_json
-def status(as_json: bool) -> None:
+def status(as_json: bool) -> int:
     """Show counts of deliveries, paused queues and relays.
 
-    Exits with 0, with 1 if the database can't be used, with 2 if the app has no outbox.
+    Exits with 0, with 1 if the database can't be used or the tables had vanished, and with 2 if the
+    app has no outbox.
     """
     outbox = needed_outbox()
     found = {
-        "counts": outbox.counts(),
+        "counts": outbox.counts(),  # At first: what looks at the tables learns of a loss.
         "paused": outbox.paused(),
         "oldest_due_seconds": _seconds(outbox.overdue()),
         "relays": [asdict(relay) for relay in outbox.relays()],
         "backlog": [asdict(waiting) for waiting in outbox.backlog()],
-        "problems": outbox.losses() + outbox.orphaned(),
+        "problems": [*(losses := outbox.losses()), *outbox.orphaned()],
     }
     show(found, _status_in_words, as_json)
+    return 1 if losses else 0
 
 
 def _seconds(age: timedelta | None) -> float | None:
