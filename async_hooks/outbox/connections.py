@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from sqlalchemy import Engine, PoolProxiedConnection, event, exc
 
+from .deadlines import Deadlines, connect_within
 from .engines import CONNECTIONS, driver_error
 from .file import FileReplaced, OpenFile, path_of
 from .statements import Text, compiled
@@ -110,9 +112,15 @@ class Pool:
         event.listen(engine, "engine_disposed", lambda _: self._close_free())
         if self._path is not None:
             event.listen(engine, "connect", self._note_file)
+        #: What ends connections in time, where they lead to a server.
+        self.deadlines: Deadlines | None = None if is_sqlite else Deadlines()
+        if self.deadlines is not None:
+            self._listen(self.deadlines)
 
     def read(self, body: Callable[[Connection], T]) -> T:
         connection = self._take()
+        if self.deadlines is not None:
+            self.deadlines.add(connection.driver)
         try:
             result = body(connection)
             connection.check_file()
@@ -175,6 +183,13 @@ class Pool:
         file: OpenFile = pooled.info[_FILE]
         return file
 
+    def _listen(self, deadlines: Deadlines) -> None:
+        """Let the deadline of a step hold from the first byte on, whoever takes the connection."""
+        event.listen(self.engine, "do_connect", partial(connect_within, deadlines))
+        event.listen(self.engine, "connect", lambda driver, _: deadlines.add(driver), insert=True)
+        event.listen(self.engine, "checkout", lambda driver, *_: deadlines.add(driver))
+        event.listen(self.engine, "checkin", lambda driver, _: deadlines.remove(driver))
+
     def _note_file(self, _: object, record: Any) -> None:
         assert self._path is not None  # noqa: S101 - else nobody calls it
         record.info[_FILE] = OpenFile(self._path)
@@ -199,11 +214,13 @@ class Pool:
             raise lost from error
 
     def _give_back(self, connection: Connection) -> None:
-        if self._is_own:
-            self._free.append(connection)
-        else:
+        if not self._is_own:
             connection.cursor.close()
             connection.pooled.close()
+        elif self.deadlines is None or self.deadlines.remove(connection.driver):
+            self._free.append(connection)
+        else:  # Its deadline came just now.
+            connection.pooled.invalidate()
 
     def _is_sound(self, connection: Connection, error: BaseException) -> bool:
         """Undo what was not committed; tell whether the connection can be used again."""

@@ -13,7 +13,7 @@ import os
 import time
 import weakref
 from collections.abc import Callable, Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from random import uniform
 from typing import Any, TypeVar
 
@@ -24,7 +24,7 @@ from ..errors import DataError, OutboxUnavailable
 from ..host.per_process import PerProcess
 from . import tables
 from .connections import CommitUncertain, Connection, Pool, Result
-from .engines import PATIENCE, is_busy
+from .engines import PATIENCE, SILENCE, is_busy
 from .file import FileReplaced
 
 logger = logging.getLogger("async_hooks")
@@ -67,32 +67,40 @@ class Database:
             end.atexit = False  # What ends with the process has them until then.
         return Pool(engine, is_own=self._is_own)
 
-    def transaction(self, body: Callable[[Connection], T], *, repeatable: bool = False) -> T:
+    def transaction(
+        self, body: Callable[[Connection], T], *, repeatable: bool = False, urgent: bool = False
+    ) -> T:
         """Return what ``body`` returns, once it is committed.
 
-        ``repeatable`` says that a commit whose outcome is unknown may be done once more.
+        ``repeatable`` says that a commit whose outcome is unknown may be done once more, and
+        ``urgent`` that somebody waits: a silent server is given up sooner.
 
         :raises OutboxUnavailable: if it can't be, as far as anybody knows.
         """
-        done: T = self._try(Pool.transaction, body, repeatable=repeatable)
+        done: T = self._try(Pool.transaction, body, repeatable=repeatable, urgent=urgent)
         return done
 
     def execute(
-        self, statement: Any, values: Mapping[str, Any] | None = None, *, repeatable: bool = False
+        self,
+        statement: Any,
+        values: Mapping[str, Any] | None = None,
+        *,
+        repeatable: bool = False,
+        urgent: bool = False,
     ) -> Result:
         """Run ``statement``, a transaction by itself.
 
         :raises OutboxUnavailable: as above.
         """
         repeatable = repeatable or statement.is_select
-        return self._try(Pool.execute, statement, values, repeatable=repeatable)
+        return self._try(Pool.execute, statement, values, repeatable=repeatable, urgent=urgent)
 
-    def read(self, body: Callable[[Connection], T]) -> T:
+    def read(self, body: Callable[[Connection], T], *, urgent: bool = False) -> T:
         """Return what ``body`` reads.
 
         :raises OutboxUnavailable: if it can't.
         """
-        found: T = self._try(Pool.read, body)
+        found: T = self._try(Pool.read, body, urgent=urgent)
         return found
 
     def within(self, connection: CoreConnection) -> Connection:
@@ -141,17 +149,24 @@ class Database:
         *arguments: Any,
         repeatable: bool = True,
         prepares: bool = False,
+        urgent: bool = False,
     ) -> T:
         """Return what ``step`` does with this process' pool; begin again as long as that helps."""
         pool = self._pools[os.getpid()]
-        deadline = time.monotonic() + self._patience
+        began = time.monotonic()
+        deadline = began + self._patience
+        silent_at = deadline if urgent else began + SILENCE
         pause = _PAUSE
         while True:
             try:
                 if not pool.is_prepared and not prepares:
-                    self._try(lambda pool: tables.prepare(pool.engine), prepares=True)
+                    self._try(
+                        lambda pool: tables.prepare(pool.engine), prepares=True, urgent=urgent
+                    )
                     pool.is_prepared = True
-                return step(pool, *arguments)
+                if pool.deadlines is None:
+                    return step(pool, *arguments)
+                return pool.deadlines.run(silent_at, partial(step, pool, *arguments))
             except CommitUncertain as uncertain:
                 error: Exception = uncertain.error
                 again = repeatable or is_busy(uncertain.error)
@@ -168,6 +183,8 @@ class Database:
                 raise DataError(f"The outbox's database refuses this: {error.orig}") from error
             if not again or time.monotonic() > deadline:
                 what = str(getattr(error, "orig", error)).strip() or type(error).__name__
+                if pool.deadlines is not None and time.monotonic() >= silent_at:
+                    what = f"no answer within {silent_at - began:g} seconds"
                 where = pool.engine.url.render_as_string(hide_password=True)
                 message = f"The outbox ({where}) can't be used: {what.splitlines()[0]}"
                 raise OutboxUnavailable(message) from error

@@ -14,6 +14,9 @@ from .file import path_of, secure
 #: Seconds that a transaction waits for its turn, all tries taken together.
 PATIENCE = 3.0
 
+#: Seconds after which a server that does not answer is given up, where nobody waits for it.
+SILENCE = 30.0
+
 #: Milliseconds that SQLite waits by itself, which is cheaper than an exception. Its waiting is
 #: unfair, and its pauses grow: then it is us who wait.
 _OWN_WAIT = 20
@@ -30,13 +33,15 @@ _AGAIN = {1205, 1213, "40001", "40P01", "55P03"}
 #: So that a lock, or a server that went silent, holds nobody up for ever.
 _MYSQL = {
     "init_command": f"SET SESSION innodb_lock_wait_timeout = {round(PATIENCE)}",
-    "read_timeout": 30,
-    "write_timeout": 30,
+    "read_timeout": round(SILENCE),
+    "write_timeout": round(SILENCE),
 }
 _WAITS: dict[str, dict[str, Any]] = {
     "postgresql": {
-        "options": f"-c lock_timeout={round(PATIENCE * 1000)} -c statement_timeout=30000",
-        "tcp_user_timeout": 30_000,
+        "options": (
+            f"-c lock_timeout={round(PATIENCE * 1000)} -c statement_timeout={round(SILENCE * 1000)}"
+        ),
+        "tcp_user_timeout": round(SILENCE * 1000),
     },
     "mysql": _MYSQL,
     "mariadb": _MYSQL,

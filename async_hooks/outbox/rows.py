@@ -12,7 +12,6 @@ from ..delivery import DeliveryState
 from ..envelope import Envelope, Origin
 from ..errors import DataError, OutboxUnavailable
 from .connections import Connection
-from .database import Database
 from .schema import deliveries
 from .statements import InsertMissing
 
@@ -71,7 +70,7 @@ def row_of(envelope: Envelope, *, audience: str, now: float) -> dict[str, Any]:
     }
 
 
-def holder_of(runs: Database | Connection, unique_key: str, audiences: Sequence[str]) -> str | None:
+def holder_of(runs: Connection, unique_key: str, audiences: Sequence[str]) -> str | None:
     """Return the id of the unfinished delivery that has ``unique_key`` in one of ``audiences``."""
     for audience in audiences:
         found = runs.execute(_HOLDER, {"of": audience, "key": unique_key}).one()

@@ -51,10 +51,10 @@ class Store:
         """
         rows = self._rows(envelopes)
         if len(rows) == 1 and rows[0]["unique_key"] is None:
-            self.database.execute(INSERT, rows[0], repeatable=True)
+            self.database.execute(INSERT, rows[0], repeatable=True, urgent=True)
             return {}
         return self.database.transaction(
-            lambda c: add(c, rows, self.audiences[1:]), repeatable=True
+            lambda c: add(c, rows, self.audiences[1:]), repeatable=True, urgent=True
         )
 
     def add_within(self, connection: CoreConnection, envelopes: Sequence[Envelope]) -> None:
@@ -64,8 +64,9 @@ class Store:
 
     def unfinished(self, unique_key: str, within: CoreConnection | None = None) -> str | None:
         """Return the id of the unfinished delivery that has ``unique_key``."""
-        database = self.database if within is None else self.database.within(within)
-        return holder_of(database, unique_key, self.audiences)
+        if within is not None:
+            return holder_of(self.database.within(within), unique_key, self.audiences)
+        return self.database.read(lambda c: holder_of(c, unique_key, self.audiences), urgent=True)
 
     def _rows(self, envelopes: Sequence[Envelope]) -> list[dict[str, Any]]:
         now = self.now()
