@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import queue
@@ -593,6 +594,41 @@ def test_an_answer_given_before_an_attempt_says_nothing_of_one_that_runs(shop: S
     assert process.begin(envelope)
     process.claims.settle(envelope, Verdict(Outcome.BUSY, "a copy of it came too late"))
     assert shop.delivery(launched).state is DeliveryState.EXECUTING
+
+
+@pytest.mark.parametrize(
+    "spoils",
+    [
+        {"context": "["},
+        {"context": json.dumps({"v": 2})},
+        {"body": "{"},
+        {"body": "[" * 100_000},
+        {"result": "{"},
+        {"result": "[" * 100_000},
+        {"run_at": 1e300},
+        {"created_at": -1e300},
+        {"state": "invented"},
+    ],
+    ids=str,
+)
+def test_a_spoilt_row_hides_no_other(shop: Shop, spoils: dict[str, Any]) -> None:
+    spoilt, sound = shop.launch(2)
+    [(column, value)] = spoils.items()
+    with closing(sqlite3.connect(shop.path)) as connection:
+        change = f"UPDATE async_hooks_deliveries SET {column} = ? WHERE id = ?"
+        connection.execute(change, (value, spoilt))
+        connection.commit()
+    with shop.app.app_context():
+        outbox = shop.hooks.outbox
+        shown = outbox.get(spoilt)
+        assert shown is not None
+        assert column.endswith("_at") or "can't read the row" in str(shown.error)
+        assert {each.id for each in outbox.find()} == {spoilt, sound}
+        assert outbox.why(spoilt)
+        outbox.counts()
+        outbox.backlog()
+        outbox.health()
+        assert outbox.cancel(sound)
 
 
 def test_a_spoilt_row_is_left_to_others_and_shown(shop: Shop) -> None:

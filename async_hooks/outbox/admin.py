@@ -21,7 +21,7 @@ from .engines import identity_of
 from .processes import Processes, ProcessRow
 from .queries import Queries
 from .report import Backlog, Health, RelaySeen, lateness, moment, problem_of, reason
-from .rows import envelope_of
+from .rows import envelope_of, shown_state
 from .store import Store
 
 #: What a delivery has from its row as it is, and what a relay has.
@@ -202,7 +202,7 @@ class Outbox(Queries):
         return not (is_silent or lock.has_ended(row.id, row.host_id))
 
     def _delivery(self, row: Any) -> Delivery:
-        state = DeliveryState(row.state).shown
+        state = shown_state(row.state)
         envelope, problem = envelope_of(row, lease=None, attempt=row.attempts)
         data, result = None, None
         try:

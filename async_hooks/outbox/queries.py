@@ -15,6 +15,7 @@ from .claiming import paused, queue_heads
 from .connections import Connection
 from .database import Database
 from .processes import BATCH
+from .rows import shown_state
 from .schema import deliveries, pauses
 from .statements import InsertMissing
 
@@ -63,7 +64,7 @@ class Queries:
         query = select(_d.state, func.count()).where(self._is_ours()).group_by(_d.state)
         counts = {str(state): 0 for state in SHOWN}
         for state, number in self._database.execute(query).rows:
-            counts[str(DeliveryState(state).shown)] += number
+            counts[str(shown_state(state))] += number
         return counts
 
     def unfinished(self) -> list[tuple[str, str, int, float]]:

@@ -108,6 +108,14 @@ def _add(connection: Connection, row: dict[str, Any], former: Sequence[str]) -> 
     raise OutboxUnavailable(f"The unique key of envelope {delivery_id!r} is contended.")
 
 
+def shown_state(state: str) -> DeliveryState:
+    """Return the state that users see of a row; one that this code does not know waits for it."""
+    try:
+        return DeliveryState(state).shown
+    except ValueError:
+        return DeliveryState.WAITING
+
+
 def envelope_of(row: Any, *, lease: str | None, attempt: int) -> tuple[Envelope, str | None]:
     """Return the envelope in ``row``, and None.
 
@@ -138,6 +146,7 @@ def envelope_of(row: Any, *, lease: str | None, attempt: int) -> tuple[Envelope,
             origin=Origin(*context["origin"]),
             is_awaited=context["awaited"],
         )
+        DeliveryState(row.state)
         if not isinstance(envelope.data, dict):
             return certain, "its data is not an object"
     except Exception as error:  # Whatever a row holds, it concerns that row alone.

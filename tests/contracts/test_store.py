@@ -287,6 +287,38 @@ def test_a_row_that_cannot_be_read_is_left_to_others_and_delays_nobody(
     assert ids(outbox.claim()) == []
 
 
+def spoil(outbox: Outbox, spoilt: Envelope, values: dict[str, str]) -> None:
+    outbox.database.execute(update(deliveries).where(deliveries.c.id == spoilt.id).values(**values))
+
+
+@pytest.mark.parametrize("values", UNREADABLE.values(), ids=UNREADABLE.keys())
+def test_a_row_that_cannot_be_read_stops_no_rescue(outbox: Outbox, values: dict[str, str]) -> None:
+    rows = [outbox.claimed() for _ in range(2)] + [outbox.begun() for _ in range(2)]
+    spoil(outbox, rows[0], values)
+    spoil(outbox, rows[2], values)
+    assert len(outbox.claimed_by("process")) == 4
+    outbox.rescue("process")
+    assert {outbox.state(each.id) for each in rows} == {"available"}
+    assert outbox.claimed_by("process") == []
+    assert sorted(ids(outbox.claim())) == sorted([rows[1].id, rows[3].id])
+
+
+@pytest.mark.parametrize("values", UNREADABLE.values(), ids=UNREADABLE.keys())
+def test_a_row_that_cannot_be_read_is_managed_as_the_others(
+    outbox: Outbox, values: dict[str, str]
+) -> None:
+    spoilt, sound = outbox.added(), outbox.added()
+    spoil(outbox, spoilt, values)
+    assert [row.id for row in outbox.queries.rows()] == [sound.id, spoilt.id]
+    assert outbox.queries.counts()["available"] == 2
+    assert outbox.queries.unfinished() == [("shop.Task", "", 2, NOW)]
+    assert list(outbox.queries.cancelling(["available"])) == [2]
+    assert list(outbox.queries.retrying(["cancelled"])) == [2]
+    assert outbox.cancel(spoilt.id)
+    assert outbox.cancel(sound.id)
+    assert outbox.purge() == 2
+
+
 def test_a_context_may_say_more_than_this_code_knows(outbox: Outbox) -> None:
     added = outbox.added()
     context = {**json.loads(outbox.row(added.id)["context"]), "from": "a newer release"}
