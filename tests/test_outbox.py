@@ -628,6 +628,25 @@ def test_health_is_green_while_a_relay_keeps_up(shops: list[Shop], action: str) 
     assert [relay.is_alive for relay in health.relays] == [True]
 
 
+def test_health_is_red_once_the_tables_vanished_until_they_are_asked_for(
+    shops: list[Shop], action: str
+) -> None:
+    shop = open_shop(shops, ASYNC_HOOKS_RELAY=False)
+    task = make_task(shop.hooks, action)
+    with shop.app.app_context():
+        outbox = shop.hooks.outbox
+        task.dispatch({})
+        for file in shop.path.parent.glob("outbox.db*"):
+            file.unlink()
+        assert outbox.cancel(task.dispatch({}))
+        assert len(outbox.find()) == 1
+        health = outbox.health()
+        assert not health.ok
+        assert "had vanished" in str(health.problem)
+        outbox.create()
+        assert outbox.health().ok
+
+
 def test_purge_deletes_what_finished_long_enough_ago(shops: list[Shop], action: str) -> None:
     shop = open_shop(shops, ASYNC_HOOKS_RELAY=False)
     task = make_task(shop.hooks, action)

@@ -160,6 +160,7 @@ def test_tables_are_whole_wherever_one_who_made_them_died_before(
 ) -> None:
     # Elsewhere all is one transaction.
     step = 5 if empty.kind != "mariadb" else 3 if recreate else 1
+    number = 0
     for number in count(1, step):
         if recreate:
             empty.database.create()
