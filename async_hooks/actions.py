@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import blinker
 
 from .errors import ConfigError
+
+_PREFIX = "wp_async_"
 
 
 def async_signal(action: str | blinker.Signal) -> blinker.NamedSignal:
@@ -12,12 +17,12 @@ def async_signal(action: str | blinker.Signal) -> blinker.NamedSignal:
 
     Connect the slow receivers of ``action`` here.
     """
-    return blinker.signal(f"wp_async_{action_name(action)}")
+    return blinker.signal(f"{_PREFIX}{action_name(action)}")
 
 
 def nopriv_signal(action: str | blinker.Signal) -> blinker.NamedSignal:
     """Return ``wp_async_nopriv_<action>``, which fires as well when the visitor was anonymous."""
-    return blinker.signal(f"wp_async_nopriv_{action_name(action)}")
+    return blinker.signal(f"{_PREFIX}nopriv_{action_name(action)}")
 
 
 def action_name(action: str | blinker.Signal) -> str:
@@ -37,3 +42,13 @@ def action_name(action: str | blinker.Signal) -> str:
 def action_signal(action: str | blinker.Signal) -> blinker.Signal:
     """Return the signal itself; a bare name means blinker's default namespace."""
     return blinker.signal(action) if isinstance(action, str) else action
+
+
+def async_signals() -> Iterator[blinker.NamedSignal]:
+    """Return the async signals that there are, of whatever action."""
+    namespace: Any = blinker.signal
+    return (
+        signal
+        for name, signal in list(namespace.__self__.items())
+        if isinstance(name, str) and name.startswith(_PREFIX)
+    )

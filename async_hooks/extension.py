@@ -14,6 +14,7 @@ from flask import Flask, current_app, request_started
 from . import config as configuration
 from . import log
 from .actions import action_signal, async_signal
+from .connected import end_period
 from .context import Capture, Context, Restore
 from .endpoint import executor
 from .endpoint.attempt import ENDPOINT
@@ -24,7 +25,7 @@ from .launch.after_response import AfterResponse, at_teardown
 from .launch.launcher import Trigger
 from .receivers import Receiver
 from .recorder import Recorder, recording
-from .registry import Registry
+from .registry import Registry, default_name
 from .state import KEY, current_state, state_of
 from .task import AsyncTask, check, option_for_outbox
 from .transports.address import Address
@@ -89,6 +90,7 @@ class AsyncHooks:
             start=state.relay.start if state.relay is not None and config.relay else None,
         )
         log.subscribe()
+        end_period()
         if config.outbox is None:
             self._tasks.keep_refusing()
             self._receivers.keep_refusing()
@@ -215,7 +217,7 @@ class AsyncHooks:
         bound: Any = None,
     ) -> None:
         """Add ``entry``, connect ``bound`` for it, and end the connection of what it replaces."""
-        is_local = "<locals>" in getattr(definition, "__qualname__", "")
+        is_local = "<locals>" in default_name(definition)
         replaced = registry.add(entry, period=self._period if is_local else None)
         if replaced in self._tasks.connections:
             self._tasks.connections.pop(replaced)()

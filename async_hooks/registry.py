@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import weakref
 from collections.abc import Callable, Iterable, Mapping
@@ -117,7 +118,14 @@ class AppBound:
 
 
 def default_name(thing: Any) -> str:
-    """Return ``module.QualName``; for ``__main__``, the module that importing its file gives."""
+    """Return ``module.QualName``; for ``__main__``, the module that importing its file gives.
+
+    That of a partial is its function's, that of an object that is called its class'.
+    """
+    while isinstance(thing, functools.partial):
+        thing = thing.func
+    if not hasattr(thing, "__qualname__"):
+        thing = type(thing)
     module = thing.__module__
     if module == "__main__":
         main = sys.modules["__main__"]

@@ -136,6 +136,8 @@ class State:
     outbox: Any = None
     #: False while nothing that is launched could run anywhere.
     is_reachable: Callable[[], bool]
+    #: By task: how many receivers were connected when their names were checked, and what was wrong.
+    checked_receivers: dict[str, tuple[int, str | None]] = field(default_factory=dict)
     #: The tasks that were reported for reaching no receiver.
     without_receivers: set[str] = field(default_factory=set)
 

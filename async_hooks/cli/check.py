@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..errors import OutboxUnavailable
-from ..receivers import receivers_of
+from ..receivers import explain_shared_name, receivers_of
 from ..state import State, current_state
 from ..task import AsyncTask
 from .options import as_json, cli
@@ -35,10 +35,15 @@ def check(as_json: bool) -> int:
         problems.append(str(error))
     unknown = [waiting for waiting in backlog if not waiting.is_known]
     problems += [_explain_unknown(state, waiting) for waiting in unknown]
+    warnings, shared = _without_receivers(state), _with_shared_names(state)
+    if state.config.outbox is None:
+        warnings += shared
+    else:
+        problems += shared
     found = {
         "ok": not problems,
         "problems": problems,
-        "warnings": _without_receivers(state),
+        "warnings": warnings,
         "unfinished": None if state.outbox is None else sum(waiting.count for waiting in backlog),
         "unknown": [{"task": w.task, "receiver": w.receiver, "count": w.count} for w in unknown],
     }
@@ -48,14 +53,25 @@ def check(as_json: bool) -> int:
 
 def _without_receivers(state: State) -> list[str]:
     """Return warnings of what is not an error in an app that is still being written."""
-    tasks = {task.name: task for task in state.tasks.all().values()}
-    if not tasks:
+    if not state.tasks.all():
         return ["No task is registered. Does your app factory import the tasks' module?"]
     return [
-        f"Task {name!r} reaches no receiver. Does your app factory import the receivers' module?"
-        for name, task in tasks.items()
+        f"Task {task.name!r} reaches no receiver. Does your app factory import the receivers' "
+        "module?"
+        for task in _tasks(state)
         if task.run_action is AsyncTask.run_action and not receivers_of(state, task, anonymous=True)
     ]
+
+
+def _with_shared_names(state: State) -> list[str]:
+    """Say of which tasks no launch would be accepted, if there were an outbox."""
+    explained = (explain_shared_name(state, task) for task in _tasks(state))
+    return [problem for problem in explained if problem is not None]
+
+
+def _tasks(state: State) -> list[type[AsyncTask]]:
+    """Return each task once, whatever former names it has."""
+    return [task for name, task in state.tasks.all().items() if name == task.name]
 
 
 def _explain_unknown(state: State, waiting: Any) -> str:

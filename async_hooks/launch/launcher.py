@@ -19,6 +19,7 @@ from ..context import RunningTask, admits, current_attempt, origin
 from ..envelope import Envelope, new_id
 from ..errors import AsyncHooksError, ConfigError, DataError, OutboxUnavailable
 from ..log import one_line
+from ..receivers import refuse_shared_names
 from ..registry import AppBound, Registry
 from ..signals import send, task_failed, task_launched
 from ..snapshot import plain, snapshot
@@ -26,6 +27,11 @@ from ..state import KEY, State
 from ..task import AsyncTask, Auth, LaunchOptions, SkipTask, check_options
 from ..validation import is_text, seconds_or_zero
 from .after_response import after_response
+
+_NO_CONTEXT = (
+    "The action of task %r was sent outside of an application context, so it was not launched. "
+    "Send it inside 'with app.app_context():'."
+)
 
 logger = logging.getLogger("async_hooks")
 
@@ -41,7 +47,9 @@ class Trigger(AppBound):
     def __call__(self, sender: Any, /, **kwargs: Any) -> str | None:
         """Launch, and return the envelope's id; None where there is nothing to launch."""
         if not current_app:
-            self._report_no_context()
+            if not self._reported:
+                self._reported = True
+                logger.error(_NO_CONTEXT, self.name)
             return None
         state: State | None = current_app.extensions.get(KEY)
         if state is None or self.tasks() is not state.tasks:
@@ -66,15 +74,6 @@ class Trigger(AppBound):
                 raise
             return None
         return _launch(state, attempt, envelope)
-
-    def _report_no_context(self) -> None:
-        if not self._reported:
-            self._reported = True
-            logger.error(
-                "The action of task %r was sent outside of an application context, so it was not "
-                "launched. Send it inside 'with app.app_context():'.",
-                self.name,
-            )
 
 
 def dispatch(
@@ -139,6 +138,7 @@ def _envelope(
             "'ASYNC_HOOKS_URL' is not set, no request has shown yet where this app listens, and "
             "'ASYNC_HOOKS_FALLBACK' is None. Set one of them."
         )
+    refuse_shared_names(state, task)
     if attempt is not None:
         attempt.count_launch(task)
     # What travels beside the data counts as well: the endpoint limits the whole.
