@@ -11,6 +11,9 @@ from .errors import ConfigError
 
 _PREFIX = "wp_async_"
 
+#: The names of the async signals that a task of any AsyncHooks may fire.
+_deferred: set[str] = set()
+
 
 def async_signal(action: str | blinker.Signal) -> blinker.NamedSignal:
     """Return the signal that fires in the fresh request, ``wp_async_<action>``.
@@ -52,3 +55,13 @@ def async_signals() -> Iterator[blinker.NamedSignal]:
         for name, signal in list(namespace.__self__.items())
         if isinstance(name, str) and name.startswith(_PREFIX)
     )
+
+
+def note_deferred(action: str | blinker.Signal) -> None:
+    """Note that a task of some AsyncHooks defers ``action``."""
+    _deferred.update((async_signal(action).name, nopriv_signal(action).name))
+
+
+def is_deferred(signal: blinker.NamedSignal) -> bool:
+    """Tell whether a task of any AsyncHooks of this process may fire ``signal``."""
+    return signal.name in _deferred

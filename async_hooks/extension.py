@@ -13,7 +13,7 @@ from flask import Flask, current_app, request_started
 
 from . import config as configuration
 from . import log
-from .actions import action_signal, async_signal
+from .actions import action_signal, async_signal, note_deferred
 from .connected import end_period
 from .context import Capture, Context, Restore
 from .endpoint import executor
@@ -23,6 +23,7 @@ from .errors import ConfigError, OutboxRequired
 from .jobs import Job, P, R
 from .launch.after_response import AfterResponse, at_teardown
 from .launch.launcher import Trigger
+from .preparation import prepare_to_serve
 from .receivers import Receiver
 from .recorder import Recorder, recording
 from .registry import Registry, default_name
@@ -86,6 +87,7 @@ class AsyncHooks:
             app,
             AfterResponse(app.wsgi_app),
             config=config,
+            prepare=partial(prepare_to_serve, state),
             observe=address.observe,
             start=state.relay.start if state.relay is not None and config.relay else None,
         )
@@ -106,6 +108,7 @@ class AsyncHooks:
         """
         check(task)
         if self._tasks.find(task.name) is not task:
+            note_deferred(task.action)
             trigger = Trigger(task, self._tasks)
             self._add(self._tasks, task, task, action_signal(task.action), trigger)
         return task

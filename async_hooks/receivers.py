@@ -202,6 +202,18 @@ def kinds_of(state: State) -> set[tuple[str, str]]:
     return kinds
 
 
+def explain_unknown(state: State, task: str, receiver: str | None, and_so: str) -> str:
+    """Say that this code does not know a task or its receiver, ``and_so`` on, and what to do."""
+    what = f"Task {task!r}"
+    if receiver and state.tasks.find(task) is not None:
+        what = f"Receiver {receiver!r} of task {task!r}"
+    return (
+        f"{what} is unknown to this code, {and_so}. If its module is not imported at the start, "
+        "name that in 'ASYNC_HOOKS_IMPORTS'; if it was renamed, add its old name to 'aliases'; if "
+        "it was removed, let its deliveries finish first, or cancel them."
+    )
+
+
 def call(app: Flask, receiver: Callable[..., Any], kwargs: Mapping[str, Any]) -> Any:
     """Call ``receiver`` as blinker would; await what it returns if that is awaitable."""
     return awaited(app, receiver(app, **kwargs))

@@ -39,6 +39,7 @@ class Recorder:
 @contextmanager
 def recording(state: State) -> Iterator[Recorder]:
     """Hold back what the app of ``state`` launches until the block ends."""
+    state.prepare()
     recorder = Recorder(Immediate(state.app, Eager(state.app)))
     state.app.extensions[KEY] = replace(
         state, memory=recorder, relay=None, store=None, session=None, is_reachable=lambda: True

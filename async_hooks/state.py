@@ -134,6 +134,8 @@ class State:
     redact: Callable[[Any], Any] = lambda value: value
     #: What ``hooks.outbox`` is.
     outbox: Any = None
+    #: Makes the app ready to serve, to relay or to be managed, once in each process.
+    prepare: Callable[[], None]
     #: False while nothing that is launched could run anywhere.
     is_reachable: Callable[[], bool]
     #: By task: how many receivers were connected when their names were checked, and what was wrong.

@@ -15,6 +15,7 @@ from .errors import ConfigError
 from .host.per_process import PerProcess
 from .host.replay import ReplayGuard
 from .launch import launcher
+from .preparation import Preparation
 from .registry import Registry
 from .relay.memory import Immediate, Memory, MemoryRelay
 from .relay.process import Process
@@ -69,6 +70,7 @@ def wire(
         process=process,
         redact=context.redact,
         outbox=opened.outbox if opened is not None else None,
+        prepare=Preparation(app, config),
         is_reachable=lambda: has_other_way or address.may_be_known,
     )
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from ..errors import OutboxUnavailable
-from ..receivers import explain_shared_name, receivers_of
+from ..errors import ConfigError, OutboxUnavailable
+from ..preparation import receivers_without_task
+from ..receivers import explain_shared_name, explain_unknown, receivers_of
 from ..state import State, current_state
 from ..task import AsyncTask
 from .options import as_json, cli
@@ -27,6 +28,11 @@ def check(as_json: bool) -> int:
     state = current_state()
     problems: list[str] = []
     backlog: list[Any] = []
+    try:
+        state.prepare()
+        problems += receivers_without_task(state)
+    except ConfigError as error:
+        problems.append(str(error))
     try:
         if state.outbox is not None and state.outbox.check_tables():
             backlog = state.outbox.backlog()
@@ -75,14 +81,8 @@ def _tasks(state: State) -> list[type[AsyncTask]]:
 
 
 def _explain_unknown(state: State, waiting: Any) -> str:
-    what = f"Task {waiting.task!r}"
-    if state.tasks.find(waiting.task) is not None:
-        what = f"Receiver {waiting.receiver!r} of task {waiting.task!r}"
-    return (
-        f"{what} is unknown to this code, and has {counted(waiting.count, 'unfinished ')}. If it "
-        "was renamed, add its old name to 'aliases'; if it was removed, let its deliveries finish "
-        "first, or cancel them."
-    )
+    and_so = f"and has {counted(waiting.count, 'unfinished ')}"
+    return explain_unknown(state, waiting.task, waiting.receiver, and_so)
 
 
 def _check_in_words(found: dict[str, Any]) -> Iterator[str]:
