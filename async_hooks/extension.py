@@ -93,6 +93,7 @@ class AsyncHooks:
         )
         log.subscribe()
         end_period()
+        self._tasks.has_app = True
         if config.outbox is None:
             self._tasks.keep_refusing()
             self._receivers.keep_refusing()

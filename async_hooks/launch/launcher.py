@@ -53,6 +53,7 @@ class Trigger(AppBound):
             return None
         state: State | None = current_app.extensions.get(KEY)
         if state is None or self.tasks() is not state.tasks:
+            self.warn_without_app()
             return None
         attempt = _attempt_of(state)
         if attempt is not None and not attempt.launching:
