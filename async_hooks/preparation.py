@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import difflib
 import logging
+import weakref
 from collections.abc import Collection
 from importlib import import_module
 
+import blinker
 from flask import Flask
 
 from .actions import async_signal, async_signals, is_deferred, nopriv_signal
@@ -65,7 +67,7 @@ def prepare_to_serve(state: State) -> None:
 
 
 def receivers_without_task(state: State) -> list[str]:
-    """Say which receivers wait for an async signal that no task fires.
+    """Say which receivers wait for an async signal that no task of their own apps fires.
 
     Plain receivers may be for another app of this process: one of its tasks counts for them.
     """
@@ -76,12 +78,26 @@ def receivers_without_task(state: State) -> list[str]:
     fired |= {nopriv_signal(task.action).name for task in anonymous}
     problems: list[str] = []
     for signal in async_signals():
+        problems += _of_no_app(signal)
         if signal.name in fired:
             continue
         for each in connected([signal], state.app, state.tasks):
             if isinstance(each.receiver, AppBound) or not is_deferred(signal):
                 problems.append(_explain(each.name, signal.name, fired))
     return problems
+
+
+def _of_no_app(signal: blinker.NamedSignal) -> list[str]:
+    """Say which receivers of ``signal`` are registered with an AsyncHooks that no app has."""
+    kept = list(signal.receivers.values())
+    found = [each() if isinstance(each, weakref.ref) else each for each in kept]
+    bound = [(each.name, each.tasks()) for each in found if isinstance(each, AppBound)]
+    return [
+        f"Receiver {name!r} is registered with an AsyncHooks that no app has, so it is never "
+        "called. Register it with the one whose init_app is called, or call that of its own."
+        for name, tasks in bound
+        if tasks is not None and not tasks.has_app
+    ]
 
 
 def _explain(receiver: str, signal: str, fired: Collection[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import threading
 from pathlib import Path
@@ -190,7 +191,22 @@ def test_a_receiver_whose_action_no_task_defers_is_warned_of_and_fails_check(
     assert "'fine'" not in result.stderr
 
 
+def test_a_receiver_of_an_async_hooks_that_no_app_has_is_warned_of(
+    action: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    app, hooks = make_app()
+    make_task(hooks, action)
+    mixed_up = AsyncHooks()
+    mixed_up.receiver(action, name="crm")(lambda sender: None)
+    gc.collect()  # Those that other tests have left.
+    serve(app)
+    [line] = warnings(caplog)
+    assert line.startswith("Receiver 'crm' is registered with an AsyncHooks that no app has")
+    assert app.test_cli_runner().invoke(cli, ["check"]).exit_code == 1
+
+
 def test_receivers_of_other_apps_are_theirs(action: str, caplog: pytest.LogCaptureFixture) -> None:
+    gc.collect()  # What other tests have left.
     _, others = make_app()
     make_task(others, action)
     others.receiver(f"{action}_typo", name="theirs")(lambda sender: None)
