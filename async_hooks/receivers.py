@@ -66,11 +66,12 @@ def receivers_of(
     the second is called ``…#2/3``: who looks for it finds it among as many only.
     """
     reached = connected(_signals_of(task.action, anonymous), state.app, state.tasks)
+    named = {each.name: each.receiver for each in reached}
+    if len(named) == len(reached):
+        return named
     shared = Counter(each.name for each in reached)
-    if len(shared) == len(reached):
-        return {each.name: each.receiver for each in reached}
     numbers: Counter[str] = Counter()
-    named: dict[str, Callable[..., Any]] = {}
+    named = {}
     for name, receiver, *_ in reached:
         numbers[name] += 1
         number, of = numbers[name], shared[name]
