@@ -8,6 +8,7 @@ from typing import Any
 import blinker
 
 from .errors import ConfigError
+from .texts import repr_of
 
 _PREFIX = "wp_async_"
 
@@ -36,8 +37,8 @@ def action_name(action: str | blinker.Signal) -> str:
     name = action if isinstance(action, str) else getattr(action, "name", None)
     if not name or not isinstance(name, str):
         raise ConfigError(
-            f"expected an action to be a signal's name or a signal with a name, got: {action!r}. "
-            "Make it with blinker.signal('name')."
+            "expected an action to be a signal's name or a signal with a name, "
+            f"got: {repr_of(action)}. Make it with blinker.signal('name')."
         )
     return name
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Callable, Mapping
 from copy import copy
@@ -24,6 +25,9 @@ from .validation import (
 )
 
 PREFIX = "ASYNC_HOOKS_"
+
+#: Keys that may be set at any time, as TESTING may.
+READ_AT_LAUNCH = {"ASYNC_HOOKS_TESTING"}
 
 _URL_TEXT = re.compile(r"[!-~]+")
 _PATH_TEXT = re.compile(r"(/[A-Za-z0-9._~-]+)+")
@@ -131,8 +135,8 @@ class Config:
     concurrency: int = _key(2, count)
     #: Launches waiting in memory; beyond it the fallback runs them, loudly.
     queue_size: int = _key(1000, count)
-    #: One attempt.
-    timeout: float = _key(30.0, seconds)
+    #: One attempt, before it is overdue; None: as long as it takes.
+    timeout: float = _key(30.0, lambda value: math.inf if value is None else seconds(value))
     #: How long a stop waits for waiting and running envelopes.
     grace: float = _key(10.0, seconds_or_zero)
     #: Age of a token on the wire; 60 s of skew into the future are allowed.
@@ -164,13 +168,15 @@ class Config:
     sqlite_synchronous: str = _key("NORMAL", one_of("NORMAL", "FULL"))
     #: TLS trust of the loopback: True, False or a CA bundle's path.
     verify: bool | str = _key(True, _verify)
-    #: Extra headers of the loopback.
+    #: Extra headers of the loopback, and of each fresh request.
     headers: dict[str, str] = field(default_factory=dict, metadata={"check": _headers})
-    #: Basic auth of the loopback.
+    #: Basic auth of the loopback, and of each fresh request.
     auth: Any = _key(None, _auth)
     #: What the app's tokens and rows carry; of several names the first is written, all are read.
     #: None: the app's name. Deployments that share a SECRET_KEY or an outbox differ here.
     audience: tuple[str, ...] | None = _key(None, optional(_audience))
+    #: Under TESTING, launches are held back; 'live': they go where they go in production.
+    testing: str | None = _key(None, one_of(None, "live"))
 
 
 def read(mapping: Mapping[str, Any]) -> Config:
@@ -201,7 +207,7 @@ def refuse_late(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
 
     :raises ConfigError: naming the first of them.
     """
-    for key in sorted({*before, *now}):
+    for key in sorted({*before, *now} - READ_AT_LAUNCH):
         is_there = key in before and key in now
         if not (is_there and (before[key] is now[key] or before[key] == now[key])):
             raise ConfigError(

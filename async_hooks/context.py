@@ -9,6 +9,7 @@ import json
 import logging
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
+from functools import partial
 from typing import Any, Protocol, cast
 
 from flask import Flask, Request, has_request_context
@@ -18,7 +19,9 @@ from werkzeug.local import LocalProxy
 
 from .envelope import Envelope, Origin
 from .errors import ConfigError
+from .language import LANGUAGE, captured_language, restore_language
 from .snapshot import snapshot
+from .texts import log_exception
 
 
 class RunningTask(Protocol):
@@ -59,6 +62,8 @@ class Context:
         #: What :meth:`redact` calls.
         self.redaction: Callable[[Any], Any] = lambda value: value
         self._carried: dict[str, tuple[Capture, Restore]] = {}
+        #: What was warned of.
+        self._reported: set[str] = set()
 
     def add(self, name: str, capture: Capture, restore: Restore) -> None:
         if name in self._carried:
@@ -69,8 +74,8 @@ class Context:
         """Return what is kept of a result or an error: nothing, where that can't be told."""
         try:
             return self.redaction(value)
-        except Exception:
-            logger.exception("The redact function failed; the value is not kept.")
+        except Exception as error:
+            log_exception(logger, error, "The redact function failed; the value is not kept.")
             return None
 
     def knows_visitors(self, app: Flask) -> bool:
@@ -82,6 +87,21 @@ class Context:
             return None
         return self.identity[0]() if self.identity is not None else _flask_login_visitor(app)
 
+    def captured_visitor(self, app: Flask, level: int) -> Any:
+        """Return who launches a task of this ``auth_level``; None if that can't be told.
+
+        That is warned of. For a task that is not for anonymous visitors, it is an error.
+        """
+        try:
+            return self.visitor(app)
+        except ConfigError:
+            raise
+        except Exception:
+            if not admits(level, anonymous=True):
+                raise
+            self._report("The visitor can't be told; what is launched runs as anonymous.")
+            return None
+
     def restore_visitor(self, app: Flask, user: Any) -> None:
         """Make this request ``user``'s. Who it is then, :meth:`visitor` tells."""
         if self.identity is not None:
@@ -90,20 +110,39 @@ class Context:
         elif hasattr(app, "login_manager"):
             _flask_login_restore(app, user)
 
-    def capture(self, max_bytes: int) -> str:
-        """Return the rest of what is carried, as JSON text."""
-        if not self._carried:
-            return "{}"
-        values = {name: capture() for name, (capture, _) in self._carried.items()}
-        return snapshot(values, max_bytes=max_bytes)
+    def capture(self, app: Flask, max_bytes: int) -> str:
+        """Return the rest of what is carried, as JSON text.
 
-    def restore(self, carried: str) -> None:
+        A capture that fails carries nothing, with a warning: no launch is lost for it.
+        """
+        captures = {name: capture for name, (capture, _) in self._carried.items()}
+        if "babel" in app.extensions:
+            is_in_request = request_of(app) is not None
+            captures[LANGUAGE] = partial(captured_language, app, is_in_request=is_in_request)
+        values: dict[str, Any] = {}
+        for name, capture in captures.items():
+            try:
+                values[name] = capture()
+            except Exception:
+                self._report(f"The capture of {name!r} failed; it is not carried.")
+        return snapshot(values, max_bytes=max_bytes) if values else "{}"
+
+    def restore(self, app: Flask, carried: str) -> None:
         """Restore what :meth:`capture` took. What this code no longer carries is left out."""
         if carried == "{}":
             return
-        for name, value in json.loads(carried).items():
+        values = json.loads(carried)
+        # First, so that what the app itself carries has the last word.
+        restore_language(app, values.pop(LANGUAGE, {}))
+        for name, value in values.items():
             if name in self._carried:
                 self._carried[name][1](value)
+
+    def _report(self, what: str) -> None:
+        """Log the exception under way as a warning; of equal ones, the first."""
+        if what not in self._reported:
+            self._reported.add(what)
+            logger.warning("%s This is said once.", what, exc_info=True)
 
 
 def admits(level: int, *, anonymous: bool) -> bool:
@@ -120,15 +159,26 @@ def request_of(app: Flask) -> Request | None:
 
 
 def origin(app: Flask) -> Origin:
-    """Return this request's scheme, host and root as the app sees them, else the configured."""
+    """Return this request's scheme, host and root as the app sees them, else the configured.
+
+    Where Flask-Talisman forces https, https is configured.
+    """
     request = request_of(app)
     if request is not None:
         return Origin(request.scheme, request.host, request.environ.get("SCRIPT_NAME", ""))
     config = app.config
+    scheme = "https" if _forces_https(app) else config["PREFERRED_URL_SCHEME"]
     trusted = [host.lstrip(".") for host in config.get("TRUSTED_HOSTS") or ()]
     host = config.get("SERVER_NAME") or (trusted[0] if trusted else "localhost")
     root = config["APPLICATION_ROOT"]
-    return Origin(config["PREFERRED_URL_SCHEME"], host, root.rstrip("/"))
+    return Origin(scheme, host, root.rstrip("/"))
+
+
+def _forces_https(app: Flask) -> bool:
+    """Tell whether Flask-Talisman lets no plain HTTP in; in debug mode it does."""
+    asked = app.before_request_funcs.get(None, ())
+    owners = [getattr(function, "__self__", None) for function in asked]
+    return not app.debug and any(getattr(owner, "force_https", False) for owner in owners)
 
 
 def _flask_login_visitor(app: Flask) -> Any:

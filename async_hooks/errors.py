@@ -94,6 +94,10 @@ class TimedOut(TransportError):
     cause = "timeout"
 
 
+class Overdue(TimedOut):
+    """No verdict came in time, and the endpoint has begun: it says itself what becomes of it."""
+
+
 class ConnectionBroken(TransportError):
     """The connection ended after the envelope was sent and before a verdict came."""
 

@@ -16,6 +16,7 @@ from . import log
 from .actions import action_signal, async_signal, note_deferred
 from .connected import end_period
 from .context import Capture, Context, Restore
+from .declarations import check, option_for_outbox
 from .endpoint import executor
 from .endpoint.attempt import ENDPOINT
 from .endpoint.endpoint import Endpoint
@@ -27,8 +28,8 @@ from .preparation import prepare_to_serve
 from .receivers import Receiver
 from .recorder import Recorder, recording
 from .registry import Registry, default_name
-from .state import KEY, current_state, state_of
-from .task import AsyncTask, check, option_for_outbox
+from .state import KEY, current_state
+from .task import AsyncTask
 from .transports.address import Address
 from .validation import needs_outbox
 from .wiring import keep_at_ends, wire
@@ -121,7 +122,7 @@ class AsyncHooks:
     def job(self, /, **options: Any) -> Callable[[Callable[P, R]], Job[P, R]]: ...
 
     def job(self, function: Any = None, /, **options: Any) -> Any:
-        """Make the decorated function a task: ``function.enqueue(**data)`` runs it later.
+        """Make the decorated function a task: ``function.enqueue(…)`` calls it later.
 
         ``name``, ``aliases``, ``queue``, ``priority``, ``timeout``, ``delay``, ``max_attempts`` and
         ``auth_level`` are as for a task; ``backoff``, ``unique_key``, ``ref``, ``finish`` and
@@ -186,10 +187,11 @@ class AsyncHooks:
         self._context.identity = (capture, restore)
 
     def carry(self, name: str, capture: Capture, restore: Restore) -> None:
-        """Let more context travel, e.g. locale or tenant.
+        """Let more context travel, e.g. a tenant; the locale of Flask-Babel travels by itself.
 
         ``restore`` is called in the fresh request, before any before_request, with what
-        ``capture()`` returned where the task was launched.
+        ``capture()`` returned where the task was launched. If ``capture`` raises, that is warned
+        of, and nothing is carried under this name.
         """
         self._context.add(name, capture, restore)
 
@@ -199,7 +201,7 @@ class AsyncHooks:
         The context manager's value has ``envelopes``, a list, and ``run_all()``, which runs them
         and what they launch in turn, and raises what a receiver raises.
         """
-        return recording(state_of(app))
+        return recording(app)
 
     @property
     def outbox(self) -> Outbox:

@@ -11,6 +11,7 @@ from typing import Any
 from . import signals
 from .envelope import Envelope
 from .errors import TransportError
+from .texts import error_text, log_exception, text_of
 
 logger = logging.getLogger("async_hooks")
 
@@ -19,7 +20,7 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 def one_line(text: object) -> str:
     """Return ``text`` with its control characters spelled out, so that it can't forge a line."""
-    return _CONTROL.sub(lambda match: repr(match[0])[1:-1], str(text))
+    return _CONTROL.sub(lambda match: repr(match[0])[1:-1], text_of(text))
 
 
 def ids(envelope: Envelope) -> dict[str, Any]:
@@ -36,6 +37,7 @@ def ids(envelope: Envelope) -> dict[str, Any]:
 def subscribe() -> None:
     """Connect the wording to the signals; once per process is enough, more does no harm."""
     signals.task_started.connect(_started, weak=False)
+    signals.task_overdue.connect(_overdue, weak=False)
     signals.task_succeeded.connect(_succeeded, weak=False)
     signals.task_failed.connect(_failed, weak=False)
     signals.task_discarded.connect(_discarded, weak=False)
@@ -46,6 +48,10 @@ def _started(sender: Any, /, *, envelope: Envelope) -> None:
     _log(logging.DEBUG, envelope, "started.")
 
 
+def _overdue(sender: Any, /, *, envelope: Envelope) -> None:
+    _log(logging.WARNING, envelope, "is overdue: it runs for longer than its timeout, and goes on.")
+
+
 def _succeeded(sender: Any, /, *, envelope: Envelope, result: Any) -> None:
     _log(logging.INFO, envelope, "succeeded.")
 
@@ -53,12 +59,12 @@ def _succeeded(sender: Any, /, *, envelope: Envelope, result: Any) -> None:
 def _failed(sender: Any, /, *, envelope: Envelope, exception: BaseException) -> None:
     if envelope.attempt == 0:
         # Nobody else will show where it came from: the signal's sender goes on.
-        _log(logging.ERROR, envelope, "could not be launched.", exc_info=exception)
-    elif isinstance(exception, TransportError):
+        _log(logging.ERROR, envelope, "could not be launched.", error=exception)
+    elif issubclass(type(exception), TransportError):
         _log(logging.ERROR, envelope, "was not delivered: %s", exception)
     else:
         # The traceback stands in Flask's own line, as for any view that raises.
-        _log(logging.ERROR, envelope, "failed: %s: %s", type(exception).__name__, exception)
+        _log(logging.ERROR, envelope, "failed: %s", error_text(exception))
 
 
 def _discarded(sender: Any, /, *, envelope: Envelope, error: str) -> None:
@@ -78,23 +84,24 @@ def _log(
     envelope: Envelope,
     what: str,
     *facts: object,
-    exc_info: BaseException | None = None,
+    error: BaseException | None = None,
 ) -> None:
-    """Log what became of ``envelope``; its ids stand in the line, and on the record."""
+    """Log what became of ``envelope``; its ids stand in the line, and on the record.
+
+    ``error`` is one whose traceback is shown.
+    """
     if not logger.isEnabledFor(level):
         return
     receiver = f", receiver {envelope.receiver!r}" if envelope.receiver is not None else ""
-    logger.log(
-        level,
-        f"Task %r%s (envelope %s, attempt %d) {what}",
-        envelope.task,
-        receiver,
-        one_line(envelope.id),
-        envelope.attempt,
+    line = f"Task %r%s (envelope %s, attempt %d) {what}"
+    args = (
+        *(envelope.task, receiver, one_line(envelope.id), envelope.attempt),
         *map(one_line, facts),
-        exc_info=exc_info,
-        extra=ids(envelope),
     )
+    if error is None:
+        logger.log(level, line, *args, extra=ids(envelope))
+    else:
+        log_exception(logger, error, line, *args, extra=ids(envelope))
 
 
 class _Brake:

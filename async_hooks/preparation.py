@@ -12,7 +12,7 @@ import blinker
 from flask import Flask
 
 from .actions import async_signal, async_signals, is_deferred, nopriv_signal
-from .config import Config, keys_of, refuse_late
+from .config import Config, keys_of, read, refuse_late
 from .connected import connected
 from .context import admits
 from .errors import ConfigError
@@ -43,7 +43,9 @@ class Preparation:
         """
         if self._is_done:
             return
-        refuse_late(self._keys, keys_of(self._app.config))
+        keys = keys_of(self._app.config)
+        refuse_late(self._keys, keys)
+        read(keys)  # What may be set late may be wrong.
         for name in self._config.imports:
             self._import(name)
         self._is_done = True

@@ -21,7 +21,8 @@ from .errors import ConfigError
 from .registry import AppBound, Registry, default_name
 from .state import State
 from .task import DISCARDED, AsyncTask, exponential
-from .validation import checked, count, names, optional, seconds, seconds_or_zero
+from .texts import log_exception
+from .validation import a_function, checked, count, names, optional, seconds, seconds_or_zero
 
 logger = logging.getLogger("async_hooks")
 
@@ -44,7 +45,7 @@ class Receiver(AppBound):
         self.aliases = checked(names, aliases, "aliases", where=self.name)
         self.timeout = checked(optional(seconds), timeout, "timeout", where=self.name)
         self.max_attempts = checked(optional(count), max_attempts, "max_attempts", where=self.name)
-        self.backoff = backoff
+        self.backoff = checked(optional(a_function), backoff, "backoff", where=self.name)
         self._function = function
 
     def __call__(self, sender: Any, /, **kwargs: Any) -> Any:
@@ -151,8 +152,9 @@ class RunOptions(NamedTuple):
                 backoff = declared().backoff if isinstance(declared, type) else declared.backoff
                 if backoff is not None:
                     return seconds_or_zero(backoff(failures))
-            except Exception:
-                logger.exception("The backoff of %r did not return seconds.", declared.name)
+            except Exception as error:
+                what = "The backoff of %r did not return seconds."
+                log_exception(logger, error, what, declared.name)
         return exponential(failures)
 
 

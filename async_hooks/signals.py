@@ -11,12 +11,15 @@ from typing import Any
 from blinker import Namespace, Signal
 from flask import Flask, current_app
 
+from .texts import log_exception
+
 logger = logging.getLogger("async_hooks")
 
 _signals = Namespace()
 
 task_launched = _signals.signal("task_launched")
 task_started = _signals.signal("task_started")
+task_overdue = _signals.signal("task_overdue")
 task_succeeded = _signals.signal("task_succeeded")
 task_failed = _signals.signal("task_failed")
 task_retrying = _signals.signal("task_retrying")
@@ -33,8 +36,9 @@ def send(signal: Signal, app: Flask, /, **facts: Any) -> None:
     for listener in signal.receivers_for(app):
         try:
             listener(app, **facts)
-        except Exception:
-            logger.exception("A listener of %s raised; the task goes on.", _name(signal))
+        except Exception as error:
+            what = "A listener of %s raised; the task goes on."
+            log_exception(logger, error, what, _name(signal))
 
 
 def send_in_context(signal: Signal, app: Flask, /, **facts: Any) -> None:
@@ -45,8 +49,8 @@ def send_in_context(signal: Signal, app: Flask, /, **facts: Any) -> None:
     try:
         with app.app_context():
             send(signal, app, **facts)
-    except Exception:
-        logger.exception("A teardown function raised after %s.", _name(signal))
+    except Exception as error:
+        log_exception(logger, error, "A teardown function raised after %s.", _name(signal))
 
 
 def _name(signal: Signal) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 from uuid import UUID
 
 from .errors import DataError
+from .texts import repr_of, text_of
 
 #: What JSON can carry as it is. In the request, this is quicker to see than its path is to write.
 _ATOMS = frozenset({str, int, bool, type(None)})
@@ -23,7 +24,8 @@ def snapshot(data: Mapping[str, Any], *, max_bytes: int) -> str:
 
     Datetimes become ISO 8601 strings with microseconds and offset (a naive one is taken as UTC,
     as Flask takes it), dates ISO 8601, Decimals and UUIDs strings, tuples lists. Everything else
-    that JSON has no word for is refused with its path, e.g. ``data['lead']['id']``.
+    that JSON has no word for is refused with its path, e.g. ``data['lead']['id']``; so is what
+    would arrive in part, such as a MultiDict.
 
     :raises DataError: if the data is not a mapping, can't be written as JSON, or is longer than
         ``max_bytes`` bytes.
@@ -38,7 +40,7 @@ def snapshot(data: Mapping[str, Any], *, max_bytes: int) -> str:
     except RecursionError:
         raise DataError("'data' is nested too deeply, or contains itself. Flatten it.") from None
     except ValueError as error:
-        raise DataError(f"'data' can't be written as JSON: {error}") from None
+        raise DataError(f"'data' can't be written as JSON: {text_of(error)}") from None
     if len(text) > max_bytes:
         raise DataError(
             f"'data' is {len(text)} bytes of JSON; 'ASYNC_HOOKS_MAX_BYTES' allows {max_bytes}, "
@@ -56,23 +58,29 @@ def plain(value: Any, path: str) -> Any:
     if value is None or isinstance(value, (str, int)):
         return value
     if isinstance(value, (dict, Mapping)):  # A dict, which is usual, is told faster.
-        return {
-            (key if type(key) is str else _key(key, path)): (
-                item if type(item) in _ATOMS else plain(item, f"{path}[{key!r}]")
+        if type(value) is not dict:
+            _refuse_several_values(value, path)
+        found = {
+            (name := key if type(key) is str else _key(key, path)): (
+                item if type(item) in _ATOMS else plain(item, f"{path}[{name!r}]")
             )
             for key, item in value.items()
         }
+        if len(found) != len(value):
+            raise DataError(f"{path} has keys that are one and the same in JSON. Rename one.")
+        return found
     if isinstance(value, (list, tuple)):
         return [plain(item, f"{path}[{index}]") for index, item in enumerate(value)]
     if isinstance(value, float) and math.isfinite(value):
         return value
     if isinstance(value, datetime):
-        aware = value if value.tzinfo is not None else value.replace(tzinfo=UTC)
+        aware = value if value.utcoffset() is not None else value.replace(tzinfo=UTC)
         return aware.isoformat(timespec="microseconds")
     if isinstance(value, date):
         return value.isoformat()
     if isinstance(value, (Decimal, UUID)):
         return str(value)
+    _refuse_several_values(value, path)
     raise DataError(
         f"{path} is {_described(value)}, which JSON can't carry. "
         "Pass an id, a string or a number, and load the object in run_action."
@@ -81,8 +89,29 @@ def plain(value: Any, path: str) -> Any:
 
 def _key(key: Any, path: str) -> str:
     if isinstance(key, str):
-        return key
-    raise DataError(f"{path} has the key {key!r}; JSON keys are strings. Use str({key!r}).")
+        return str.__str__(key)  # Of a subclass, such as StrEnum, what JSON writes.
+    shown = repr_of(key)
+    raise DataError(f"{path} has the key {shown}; JSON keys are strings. Use str({shown}).")
+
+
+def _refuse_several_values(value: Any, path: str) -> None:
+    """Refuse what has several values of one key, of which its ``items`` may show the first.
+
+    Those of Werkzeug and Django have ``getlist``, others have it under another name.
+    """
+    kind = type(value)
+    get = next((name for name in ("getlist", "getall", "get_list") if hasattr(kind, name)), None)
+    if get is None:
+        return
+    remedy = "Pass its .to_dict(flat=False)."
+    if not hasattr(kind, "to_dict"):
+        remedy = (
+            f"Pass {{key: it.{get}(key) for key in it.keys()}}, which is what "
+            ".to_dict(flat=False) of a MultiDict returns."
+        )
+    raise DataError(
+        f"{path}: a key of {kind.__name__} may have several values, one of JSON can't. {remedy}"
+    )
 
 
 def _described(value: Any) -> str:

@@ -138,6 +138,8 @@ class State:
     prepare: Callable[[], None]
     #: False while nothing that is launched could run anywhere.
     is_reachable: Callable[[], bool]
+    #: The record that takes this one's place while the app is under test; None: this one does.
+    under_test: State | None = None
     #: By task: how many receivers were connected when their names were checked, and what was wrong.
     checked_receivers: dict[str, tuple[int, str | None]] = field(default_factory=dict)
     #: The tasks that were reported for reaching no receiver.
@@ -150,14 +152,24 @@ class State:
 
 
 def state_of(app: Flask) -> State:
-    """Return the record of ``app``.
+    """Return the record of ``app``; under test, the one that reaches no outbox.
 
     :raises ConfigError: if the app was never initialised.
     """
     state: State | None = app.extensions.get(KEY)
     if state is None:
         raise ConfigError(f"{app!r} has no AsyncHooks. Call hooks.init_app(app) in its factory.")
+    if state.under_test is not None and is_under_test(app):
+        return state.under_test
     return state
+
+
+def is_under_test(app: Flask) -> bool:
+    """Tell whether ``app`` is TESTING, and the test did not say that it launches as ever.
+
+    Both are read at each launch, because tests set them once the factory has returned.
+    """
+    return app.testing and app.config.get("ASYNC_HOOKS_TESTING") != "live"
 
 
 def current_state() -> State:

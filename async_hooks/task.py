@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 from enum import IntFlag
 from random import uniform
@@ -11,23 +11,11 @@ from typing import Any, ClassVar, NamedTuple
 import blinker
 from flask import current_app
 
-from .actions import action_name
 from .context import current_attempt
-from .errors import AsyncHooksError, ConfigError, NoAppContext, OutboxRequired
+from .errors import AsyncHooksError, NoAppContext
 from .registry import default_name
 from .state import current_state
-from .validation import (
-    checked,
-    count,
-    expecting,
-    names,
-    needs_outbox,
-    optional,
-    priority_number,
-    queue_name,
-    seconds,
-    seconds_or_zero,
-)
+from .validation import seconds_or_zero
 
 #: In a receiver's place: the envelope tells its task that a delivery was discarded.
 DISCARDED = "#discarded"
@@ -181,8 +169,9 @@ class AsyncTask:
         """Launch with ``data`` itself, without a signal, and return the id.
 
         ``user`` names the visitor to run as; without it, the one of this request. ``delay``
-        (seconds), ``run_at``, ``queue`` and ``unique_key`` need an outbox.
+        (seconds), ``run_at`` (an aware datetime), ``queue`` and ``unique_key`` need an outbox.
 
+        :raises ConfigError: for a wrong option.
         :raises NoAppContext: where no application context is pushed.
         :raises DataError: if the data can't travel.
         :raises OutboxRequired: for what only an outbox can keep.
@@ -201,54 +190,3 @@ def exponential(failures: int) -> float:
     """Return the seconds to wait after ``failures``: 5, 15, 45 … up to an hour, ± 20 %."""
     exponent = min(max(failures, 1) - 1, 10)  # No failure count can overflow it.
     return min(5.0 * 3.0**exponent, LONGEST_BACKOFF) * uniform(0.8, 1.2)  # noqa: S311
-
-
-_FOR_OUTBOX = (
-    *("queue", "delay", "max_attempts", "backoff", "unique_key", "ref", "finish", "discarded"),
-)
-
-
-def option_for_outbox(task: type[AsyncTask]) -> str | None:
-    """Return the first option that ``task`` declares and that needs an outbox."""
-    return next((k for k in _FOR_OUTBOX if getattr(task, k) != getattr(AsyncTask, k)), None)
-
-
-def check(task: type[AsyncTask]) -> None:
-    """Refuse a task that is declared wrongly.
-
-    :raises ConfigError: naming the class and the attribute.
-    """
-    if not (isinstance(task, type) and issubclass(task, AsyncTask)):
-        raise ConfigError(f"expected a subclass of AsyncTask to register, got: {task!r}")
-    where = task.__qualname__
-    if not hasattr(task, "action"):
-        raise ConfigError(f"{where!r} has no 'action'. Set it to the signal that triggers it.")
-    action_name(task.action)
-    for key, check_value in _CHECKS.items():
-        checked(check_value, getattr(task, key), key, where=where)
-
-
-def check_options(task: type[AsyncTask], options: LaunchOptions, *, has_outbox: bool) -> None:
-    """Refuse options that a launch of ``task`` can't have.
-
-    :raises ConfigError: naming the class and the option.
-    :raises OutboxRequired: for what only an outbox can keep.
-    """
-    for key, value in options._asdict().items():
-        if value and key != "priority" and not has_outbox:
-            raise OutboxRequired(needs_outbox(key, f"task {task.name!r}"))
-        if value is not None and key in _CHECKS:
-            checked(_CHECKS[key], value, key, where=task.name)
-
-
-_CHECKS: Mapping[str, Callable[[Any], Any]] = {
-    "auth_level": expecting(
-        "an Auth", lambda value: isinstance(value, int) and bool(value & Auth.BOTH)
-    ),
-    "priority": priority_number,
-    "timeout": optional(seconds),
-    "aliases": names,
-    "delay": seconds_or_zero,
-    "max_attempts": optional(count),
-    "queue": queue_name,
-}

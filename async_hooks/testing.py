@@ -8,11 +8,10 @@ import pytest
 from flask import Flask
 
 from .recorder import Recorder, recording
-from .state import state_of
 
 
 @pytest.fixture
 def async_hooks(app: Flask) -> Iterator[Recorder]:
     """What the test's ``app`` (a fixture of yours) launches: ``.envelopes`` and ``.run_all()``."""
-    with recording(state_of(app)) as recorder:
+    with recording(app) as recorder:
         yield recorder

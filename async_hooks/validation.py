@@ -5,12 +5,15 @@ A check returns the value as the library keeps it, or raises :class:`Wrong`.
 
 from __future__ import annotations
 
+import difflib
 import re
+import time
 from collections.abc import Callable, Iterable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
 from .errors import ConfigError
+from .texts import repr_of
 
 T = TypeVar("T")
 
@@ -35,7 +38,7 @@ def checked(check: Callable[[Any], T], value: Any, key: str, *, where: str | Non
         return check(value)
     except Wrong as wrong:
         place = "" if where is None else f"{where!r}: "
-        got = "" if wrong.secret else f", got: {value!r}"
+        got = "" if wrong.secret else f", got: {repr_of(value)}"
         raise ConfigError(f"{place}expected {key!r} to be {wrong}{got}") from None
 
 
@@ -79,6 +82,18 @@ seconds_or_zero = _time(
     "a number of seconds, 0 or more, at most ten years", lambda value: 0 <= value <= LONGEST
 )
 
+
+def moment(value: Any) -> datetime:
+    """Return a point in time, which all machines and the table agree on."""
+    if not isinstance(value, datetime):
+        raise Wrong("a datetime")
+    if value.utcoffset() is None:
+        raise Wrong("a datetime with a time zone; give it this machine's with .astimezone()")
+    if abs(value.timestamp() - time.time()) > LONGEST:
+        raise Wrong("a datetime at most ten years from now")
+    return value
+
+
 count = expecting(
     "a positive whole number",
     lambda value: isinstance(value, int) and not isinstance(value, bool) and value > 0,
@@ -86,10 +101,11 @@ count = expecting(
 priority_number = expecting(
     "an int, up to a million", lambda value: type(value) is int and abs(value) <= 1_000_000
 )
+a_function = expecting("a function", callable)
 flag = expecting("True or False", lambda value: isinstance(value, bool))
 name = expecting("a name", lambda value: isinstance(value, str) and value != "")
 queue_name = expecting(
-    "a name of up to 100 characters", lambda value: value != "" and is_text(value, 100)
+    "a name of up to 100 characters", lambda value: is_text(value, 100) and value != ""
 )
 
 
@@ -107,6 +123,12 @@ def is_text(value: Any, longest: int) -> bool:
     if not isinstance(value, str) or len(value) > longest:
         return False
     return re.search("[\0\ud800-\udfff]", value) is None
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return a question that names the one of ``known`` that is most like ``name``, or nothing."""
+    found = difflib.get_close_matches(name, list(known), n=1)
+    return f"Did you mean {found[0]!r}?" if found else ""
 
 
 def needs_outbox(key: str, whose: str) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from flask import Flask, Response, request
@@ -15,10 +17,13 @@ from .errors import ConfigError
 from .host.per_process import PerProcess
 from .host.replay import ReplayGuard
 from .launch import launcher
+from .launch.after_response import close_open
 from .preparation import Preparation
+from .recorder import under_test
 from .registry import Registry
 from .relay.memory import Immediate, Memory, MemoryRelay
 from .relay.process import Process
+from .relay.relay import report_overdue
 from .signing import SKEW, Signing
 from .state import Relays, State, Submits, state_of
 from .transports.address import Address
@@ -49,13 +54,17 @@ def wire(
     if config.outbox is not None:
         opened = _open_outbox(app, config, audiences, db, session)
     process = PerProcess(
-        lambda: Process(audiences[0] if opened is None else opened.identity()), Process.close
+        lambda: Process(
+            audiences[0] if opened is None else opened.identity(),
+            report=partial(report_overdue, app),
+        ),
+        Process.close,
     )
     memory, relay = _relays(app, config, address, process, opened)
     # With the eager transport nothing waits.
     used = opened if relay is not None else None
     has_other_way = config.transport != "loopback" or config.fallback is not None
-    return State(
+    state = State(
         app=app,
         config=config,
         tasks=tasks,
@@ -73,6 +82,7 @@ def wire(
         prepare=Preparation(app, config),
         is_reachable=lambda: has_other_way or address.may_be_known,
     )
+    return replace(state, under_test=under_test(state))
 
 
 def _open_outbox(
@@ -115,7 +125,13 @@ def _relays(
         "in_process": in_process,
         "cancel_unstarted": loopback.cancel_unstarted,
     }
-    memory = MemoryRelay(app, config, lambda: Memory(app, config.queue_size), **ways)
+    memory = MemoryRelay(
+        app,
+        config,
+        lambda: Memory(app, config.queue_size, config.max_age),
+        close_open=partial(close_open, app),
+        **ways,
+    )
     if opened is None:
         return memory, None
     from .relay.claims import Claims, OutboxRelay  # Who has no outbox need not load it.

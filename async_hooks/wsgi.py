@@ -29,5 +29,10 @@ def is_from_keyboard(error: BaseException) -> bool:
 
 
 def is_served(environ: Mapping[str, Any]) -> bool:
-    """Tell whether a server serves this request: they name themselves, the test client doesn't."""
-    return "SERVER_SOFTWARE" in environ or "uwsgi.version" in environ
+    """Tell whether a server serves this request, which need not name itself, or a test client.
+
+    Werkzeug's test client, which is Flask's, imitates both gunicorn and uWSGI, and names neither.
+    """
+    is_flasks = environ.keys() >= {"RAW_URI", "REQUEST_URI"} and "SERVER_SOFTWARE" not in environ
+    is_webtests = environ.get("paste.testing", False)
+    return not (is_flasks or is_webtests)

@@ -7,14 +7,19 @@ from typing import Any
 
 import blinker
 import pytest
-from flask import Flask, Response, request, send_file, stream_with_context
+from flask import Flask, Response, current_app, request, send_file, stream_with_context
 from werkzeug.test import create_environ
 
 from async_hooks import AsyncHooks
 from async_hooks.envelope import Envelope
+from async_hooks.host.per_process import PerProcess
+from async_hooks.launch import after_response as module
 from async_hooks.launch.after_response import AfterResponse, after_response
+from async_hooks.launch.open_requests import OpenRequests
+from async_hooks.state import state_of
 from async_hooks.wsgi import close
 from tests.support.apps import make_app, make_task
+from tests.support.waiting import wait_until
 
 
 def site(action: str, **config: Any) -> tuple[Flask, list[Envelope]]:
@@ -339,3 +344,169 @@ def test_what_a_later_teardown_function_puts_off_is_made_at_once() -> None:
     with app.test_request_context():
         pass
     assert made == ["late"]
+
+
+# -- a response that stays open
+
+
+class LookedAtByHand(OpenRequests):
+    """Open requests whose looks are the test's."""
+
+    def _start(self) -> None:
+        pass
+
+
+@pytest.fixture
+def open_requests(monkeypatch: pytest.MonkeyPatch) -> LookedAtByHand:
+    opened = LookedAtByHand()
+    monkeypatch.setattr(module, "_open", PerProcess(lambda: opened))
+    return opened
+
+
+def test_a_stream_holds_nothing_back_for_longer_than_two_looks(
+    action: str, open_requests: OpenRequests
+) -> None:
+    app, handed = site(action)
+    server = Server(app, "/streaming")
+    assert next(server.iterator) == b"a"
+    open_requests.look()
+    assert handed == []
+    open_requests.look()
+    assert len(handed) == 1
+    server.finish()
+    server.close()
+    assert len(handed) == 1
+
+
+def test_nobody_has_to_look_by_hand(action: str) -> None:
+    app, handed = site(action)
+    servers = [Server(app, "/streaming") for _ in range(2)]
+    wait_until(lambda: len(handed) == 2, "the hand-over")
+    servers.append(Server(app, "/streaming"))  # There is one to look at again.
+    wait_until(lambda: len(handed) == 3, "the hand-over")
+    for server in servers:
+        server.close()
+
+
+def test_a_launch_while_streaming_waits_no_longer_either(
+    action: str, open_requests: OpenRequests
+) -> None:
+    app, handed = site(action)
+
+    def view() -> Response:
+        blinker.signal(action).send(app)
+
+        def body() -> Iterator[str]:
+            yield "a"
+            blinker.signal(action).send(app)
+            yield "b"
+
+        return Response(stream_with_context(body()))
+
+    app.add_url_rule("/twice", view_func=view)
+    server = Server(app, "/twice")
+    for _ in range(2):
+        next(server.iterator)
+        open_requests.look()
+        open_requests.look()
+    assert len(handed) == 2
+
+
+def test_while_the_view_runs_its_launches_wait_for_what_it_may_commit(
+    action: str, open_requests: OpenRequests
+) -> None:
+    app, handed = site(action)
+
+    def view() -> str:
+        blinker.signal(action).send(app)
+        for _ in range(5):
+            open_requests.look()
+        assert handed == []
+        return "committed"
+
+    app.add_url_rule("/slow", view_func=view)
+    server = Server(app, "/slow")
+    assert server.finish() == b"committed"
+    server.close()
+    assert len(handed) == 1
+
+
+@pytest.mark.parametrize("known_by", ["rule", "environ"])
+def test_in_the_view_of_a_websocket_the_wait_counts_from_the_launch(
+    action: str, open_requests: OpenRequests, known_by: str
+) -> None:
+    app, handed = site(action)
+    seen = []
+
+    def view() -> str:
+        for _ in range(2):
+            blinker.signal(action).send(app)
+            open_requests.look()
+            before = len(handed)
+            open_requests.look()
+            seen.append((before, len(handed)))
+        return ""
+
+    app.add_url_rule("/socket", view_func=view, websocket=known_by == "rule")
+    if known_by == "rule":
+        headers = {"Connection": "Upgrade", "Upgrade": "websocket"}
+        environ = create_environ("/socket", headers=headers)
+    else:
+        environ = {**create_environ("/socket"), "wsgi.websocket": object()}
+    with app.request_context(environ):
+        app.dispatch_request()
+    assert seen == [(0, 1), (1, 2)]
+
+
+def test_what_has_nothing_left_is_forgotten(action: str, open_requests: OpenRequests) -> None:
+    app, _ = site(action)
+    Server(app, "/plain").close()
+    open_requests.look()
+    assert open_requests._waiting == {}
+
+
+def test_a_stop_waits_for_no_response(action: str) -> None:
+    app, hooks = make_app(ASYNC_HOOKS_TRANSPORT="in_process", ASYNC_HOOKS_FALLBACK=None)
+    other, _ = make_app(ASYNC_HOOKS_TRANSPORT="in_process")
+    ran: list[Flask] = []
+
+    def run_action(task: Any, data: Any) -> None:
+        ran.append(current_app._get_current_object())  # type: ignore[attr-defined]
+
+    make_task(hooks, action, run_action=run_action)
+
+    def streaming() -> Response:
+        blinker.signal(action).send(app)
+        return Response(iter(["a", "b"]))
+
+    app.add_url_rule("/", view_func=streaming)
+    server = Server(app, "/")
+    memory: Any = state_of(other).memory
+    memory.stop(20)
+    assert ran == []
+    memory = state_of(app).memory
+    memory.stop(20)
+    assert ran == [app]
+    server.close()
+    assert ran == [app]
+
+
+def test_what_fails_is_logged_and_keeps_no_other_waiting(
+    open_requests: OpenRequests, caplog: pytest.LogCaptureFixture
+) -> None:
+    app, _ = make_app()
+    made: list[str] = []
+
+    def view() -> Response:
+        after_response(app, lambda: 1 / 0)
+        after_response(app, lambda: made.append("second"))
+        return Response(iter(["a"]))
+
+    app.add_url_rule("/", view_func=view)
+    server = Server(app, "/")
+    open_requests.look()
+    open_requests.look()
+    assert made == ["second"]
+    [record] = caplog.records
+    assert "What a request put off until after its response failed" in record.getMessage()
+    server.close()

@@ -177,7 +177,9 @@ def test_the_groups_listing_cuts_no_help(shop: Shop) -> None:
         (["cancel", "--state", "completed"], "'available', 'executing'"),
         (["purge", "--older-than", "-1"], "expected 0 or more seconds"),
         (["purge", "--older-than", "2w"], "45s, 30m, 12h, 7d, got: '2w'"),
+        (["purge", "--older-than", "9999999999d"], "7d, got: '9999999999d'"),
         (["health", "--patience", "0"], "more than 0 seconds"),
+        (["health", "--patience", "3651d"], "at most ten years, or e.g. 45s"),
         (["pause", "\udcff"], "without control characters"),
     ],
 )
@@ -306,7 +308,7 @@ def test_status_shows_a_workers_name_queues_and_what_it_runs(anywhere: Shop) -> 
     anywhere.heartbeat(None, name="night shift", queues=["a", "b"])
     running, claimed, _ = (anywhere.add() for _ in range(3))
     anywhere.set(running, claimed, state="executing", process_id=me.id, lease="x")
-    anywhere.set(running, started_at=1e9)
+    anywhere.set(running, started_at=anywhere.store.now())
     [relay] = anywhere.json("status")["relays"]
     assert (relay["name"], relay["queues"]) == ("night shift", ["a", "b"])
     assert relay["deliveries"] == [running]
@@ -622,6 +624,7 @@ def test_health_tells_a_monitor_in_one_line(shop: Shop) -> None:
         "problem": None,
         "oldest_due_seconds": None,
         "relays_alive": 0,
+        "overdue": [],
     }
     late = shop.add()
     shop.set(late, run_at=shop.store.now() - 1000)

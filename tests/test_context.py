@@ -217,6 +217,74 @@ def test_other_context_travels(action: str) -> None:
     assert seen == ["de"]
 
 
+def test_a_capture_that_raises_carries_nothing_and_loses_no_launch(
+    action: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    app, hooks = make_app()
+    make_task(hooks, action)
+    seen: list[Any] = []
+    hooks.carry("tenant", lambda: flask.g.tenant, lambda it: setattr(flask.g, "tenant", it))
+    hooks.carry("theme", lambda: "dark", lambda it: setattr(flask.g, "theme", it))
+    hooks.receiver(action)(lambda sender: seen.append(vars(flask.g)))
+    with app.app_context():
+        blinker.signal(action).send(app)
+        blinker.signal(action).send(app)
+    assert seen == [{"theme": "dark"}] * 2
+    assert [(each.levelname, each.message) for each in caplog.records] == [
+        ("WARNING", "The capture of 'tenant' failed; it is not carried. This is said once.")
+    ]
+
+
+def test_an_identity_that_can_not_be_told_is_anonymous_and_loses_no_launch(
+    action: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    app, hooks = make_app()
+    make_task(hooks, action)
+    seen: list[Any] = []
+    hooks.identity(lambda: flask.g.user, lambda user: setattr(flask.g, "user", user))
+    app.before_request(lambda: flask.g.setdefault("user", None))
+    hooks.receiver(action)(lambda sender: seen.append(flask.g.user))
+    with app.test_request_context():
+        blinker.signal(action).send(app)
+        blinker.signal(action).send(app)
+    assert seen == [None, None]
+    [warned] = [each.message for each in caplog.records if each.levelname == "WARNING"]
+    assert warned.startswith("The visitor can't be told; what is launched runs as anonymous.")
+
+
+def test_an_identity_that_can_not_be_told_launches_nothing_for_logged_in_visitors(
+    action: str, facts: Facts
+) -> None:
+    app, hooks = make_app()
+    make_task(hooks, action, auth_level=Auth.LOGGED_IN)
+    hooks.identity(lambda: flask.g.user, lambda user: None)
+    with app.test_request_context():
+        blinker.signal(action).send(app)
+    [said] = facts.of("failed")
+    assert isinstance(said["exception"], AttributeError)
+
+
+def test_a_restore_that_raises_fails_the_attempt_and_says_so(action: str, facts: Facts) -> None:
+    app, hooks = make_app(ASYNC_HOOKS_TRANSPORT="in_process", ASYNC_HOOKS_MAX_AGE=0.1)
+    make_task(hooks, action)
+    hooks.carry("tenant", lambda: "acme", {}.__getitem__)
+    ran: list[int] = []
+    hooks.receiver(action)(lambda sender: ran.append(1))
+    with app.app_context():
+        blinker.signal(action).send(app)
+        [said] = facts.wait_for("failed")
+    assert str(said["exception"]).startswith("KeyError was raised when the visitor, or what hooks")
+    assert ran == []
+
+
+def test_a_restore_that_raises_is_raised_in_an_eager_test(action: str) -> None:
+    app, hooks = make_app()
+    task = make_task(hooks, action)
+    hooks.carry("tenant", lambda: "acme", {}.__getitem__)
+    with app.app_context(), pytest.raises(KeyError, match="acme"):
+        task.dispatch({})
+
+
 def test_carrying_a_name_twice_is_refused() -> None:
     _, hooks = make_app()
     hooks.carry("locale", dict, lambda locale: None)

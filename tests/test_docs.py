@@ -39,6 +39,18 @@ def test_the_table_of_endings_is_the_rules() -> None:
     assert rows[: len(expected)] == expected
 
 
+def test_each_promise_about_a_fault_names_tests_that_are_there() -> None:
+    text = (DOCS.parent / "tests" / "faults.md").read_text()
+    rows = [line.split("|")[1:-1] for line in text.splitlines() if line.startswith("|")][2:]
+    assert rows
+    for _, file, names in rows:
+        [path] = re.findall(r"`(tests/[a-z_/]+\.py)`", file)
+        code = (DOCS.parent / path).read_text()
+        tests = re.findall(r"`(test_\w+)`", names)
+        assert tests, path
+        assert [name for name in tests if f"def {name}(" not in code] == [], path
+
+
 def _row(name: str, rule: Rule, ending: str) -> str:
     slower = ", slower" if rule.slows else ""
     begun = rule.action + (slower if rule.action is Action.WAIT else "")

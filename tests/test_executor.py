@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import functools
 import time
 from typing import Any
@@ -449,7 +450,7 @@ class TestOutcomes:
         assert isinstance(said["exception"], OSError)
 
     def test_a_before_request_in_the_way_is_named(self, action: str, facts: Facts) -> None:
-        app, hooks = make_app(ASYNC_HOOKS_TRANSPORT="in_process")
+        app, hooks = make_app(ASYNC_HOOKS_TRANSPORT="in_process", ASYNC_HOOKS_MAX_AGE=0.1)
         task = make_task(hooks, action)
         app.before_request(lambda: ("log in first", 401))
         with app.app_context():
@@ -546,3 +547,24 @@ def test_the_way_of_the_loopback_is_not_taken_for_the_visitors(action: str) -> N
     )
     assert answer.status_code == 204
     assert urls == ["https://shop.example/"]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_an_asynchronous_run_action_is_run_to_its_end(
+    action: str, facts: Facts, fails: bool
+) -> None:
+    app, hooks = make_app(ASYNC_HOOKS_TRANSPORT="in_process")
+
+    async def run_action(self: AsyncTask, data: dict[str, Any]) -> int:
+        await asyncio.sleep(0)
+        return int(1 / data["n"])
+
+    task = make_task(hooks, action, run_action=run_action)
+    with app.app_context():
+        task.dispatch({"n": 0 if fails else 1})
+    if fails:
+        [failed] = facts.wait_for("failed")
+        assert isinstance(failed["exception"], ZeroDivisionError)
+    else:
+        [succeeded] = facts.wait_for("succeeded")
+        assert succeeded["result"] == 1

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import requests
 from requests import auth as requests_auth
+from werkzeug.test import create_environ
 
 from async_hooks import TokenReplayed, TransportError
 from async_hooks.envelope import Envelope
@@ -420,7 +421,15 @@ class TestAddress:
         assert address.guesses() == ["http://127.0.0.1:2"]
 
     def test_the_test_client_tells_nothing(self) -> None:
-        assert not self.learnt({"SERVER_PORT": "80", "HTTP_HOST": "localhost"}).may_be_known
+        assert not self.learnt(create_environ()).may_be_known
+
+    @pytest.mark.parametrize("port", [8080, "8080"])
+    def test_a_server_need_not_name_itself(self, port: object) -> None:
+        assert self.learnt({"SERVER_PORT": port}).guesses() == ["http://127.0.0.1:8080"]
+
+    @pytest.mark.parametrize("port", [0, "0", None, ""])
+    def test_a_unix_socket_has_no_port(self, port: object) -> None:
+        assert not self.learnt({"SERVER_PORT": port}).may_be_known
 
 
 class TestGuess:

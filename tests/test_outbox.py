@@ -243,14 +243,14 @@ def test_what_a_failing_run_launched_goes_all_the_same(shops: list[Shop], action
     shop.wait_for(launched[0], "completed")
 
 
-@pytest.mark.parametrize("of", ["seconds", "timedelta", "aware", "naive"])
+@pytest.mark.parametrize("of", ["seconds", "timedelta", "run_at", "astimezone"])
 def test_what_is_for_later_waits(shops: list[Shop], action: str, of: str) -> None:
     at = datetime.now(UTC) + timedelta(hours=1)
     wishes: dict[str, dict[str, Any]] = {
         "seconds": {"delay": 3600},
         "timedelta": {"delay": timedelta(hours=1)},
-        "aware": {"run_at": at},
-        "naive": {"run_at": at.replace(tzinfo=None)},
+        "run_at": {"run_at": at},
+        "astimezone": {"run_at": (datetime.now() + timedelta(hours=1)).astimezone()},
     }
     shop = open_shop(shops)
     task = make_task(shop.hooks, action)
@@ -266,6 +266,68 @@ def test_delay_and_run_at_exclude_each_other(shops: list[Shop], action: str) -> 
     task = make_task(shop.hooks, action)
     with shop.app.app_context(), pytest.raises(ConfigError, match="exclude each other"):
         task.dispatch({}, delay=1, run_at=datetime.now(UTC))
+
+
+@pytest.mark.parametrize("run_at", [datetime.max, datetime.now(), datetime.min, "tomorrow", 1e9])
+def test_a_run_at_that_is_no_certain_time_is_refused_at_launch(
+    shops: list[Shop], action: str, run_at: Any, facts: Facts
+) -> None:
+    shop = open_shop(shops)
+    task = make_task(shop.hooks, action, name="later")
+    with shop.app.app_context():
+        with pytest.raises(ConfigError, match="'later': expected 'run_at' to be a datetime"):
+            task.dispatch({}, run_at=run_at)
+        assert (facts.of("launched"), shop.hooks.outbox.find()) == ([], [])
+
+
+def test_a_run_at_past_ten_years_is_refused_as_such_a_delay_is(
+    shops: list[Shop], action: str
+) -> None:
+    shop = open_shop(shops, ASYNC_HOOKS_RELAY=False)
+    task = make_task(shop.hooks, action)
+    too_late = timedelta(days=3650, minutes=1)
+    with shop.app.app_context():
+        with pytest.raises(ConfigError, match=r"expected 'delay' .* at most ten years"):
+            task.dispatch({}, delay=too_late)
+        with pytest.raises(ConfigError, match=r"expected 'run_at' .* at most ten years"):
+            task.dispatch({}, run_at=datetime.now(UTC) + too_late)
+        task.dispatch({}, run_at=datetime.now(UTC) + timedelta(days=3649))
+
+
+@pytest.mark.parametrize("at", [1e300, -1e300, 253402300800.0, -62135596801.0, float("inf"), "x"])
+def test_a_row_with_an_impossible_time_is_listed_beside_the_others(
+    shops: list[Shop], action: str, at: Any
+) -> None:
+    shop = open_shop(shops, ASYNC_HOOKS_RELAY=False)
+    task = make_task(shop.hooks, action, delay=60)
+    with shop.app.app_context():
+        ids = {task.dispatch({}), task.dispatch({})}
+        spoilt = max(ids)
+        with closing(sqlite3.connect(shop.path)) as connection:
+            statement = "UPDATE async_hooks_deliveries SET run_at = ?, created_at = ? WHERE id = ?"
+            connection.execute(statement, (at, at, spoilt))
+            connection.commit()
+        assert {delivery.id for delivery in shop.hooks.outbox.find()} == ids
+        found = shop.hooks.outbox.get(spoilt)
+        assert found is not None
+        is_late, is_early = (at != "x" and at > 0), (at != "x" and at < 0)
+        assert found.run_at.replace(tzinfo=None) == (datetime.max if is_late else datetime.min)
+        assert shop.hooks.outbox.why(spoilt)
+        assert shop.hooks.outbox.backlog()
+        assert (shop.hooks.outbox.overdue() is not None) == is_early
+        assert shop.hooks.outbox.health().ok != is_early
+
+
+@pytest.mark.parametrize("wrong", [-1, float("nan"), timedelta.max, "soon"])
+def test_an_age_that_is_no_time_is_refused_by_name(
+    shops: list[Shop], action: str, wrong: Any
+) -> None:
+    shop = open_shop(shops)
+    with shop.app.app_context():
+        with pytest.raises(ConfigError, match="expected 'older_than' to be a number of seconds"):
+            shop.hooks.outbox.purge(wrong)
+        with pytest.raises(ConfigError, match="expected 'patience' to be a positive number of"):
+            shop.hooks.outbox.health(patience=wrong)
 
 
 def test_a_unique_key_is_one_delivery_and_the_loser_learns_which(
@@ -610,7 +672,7 @@ def test_a_recording_test_needs_no_database(action: str) -> None:
 
 
 def test_no_relay_starts_by_itself_in_a_test(shops: list[Shop], action: str) -> None:
-    shop = open_shop(shops, TESTING=True)
+    shop = open_shop(shops, TESTING=True, ASYNC_HOOKS_TESTING="live")
     task = make_task(shop.hooks, action)
     with shop.app.app_context():
         task.dispatch({})

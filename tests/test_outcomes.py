@@ -65,7 +65,7 @@ def test_no_cause_is_an_outcome_as_well() -> None:
 def test_a_trouble_nobody_has_heard_of_is_retried_at_the_breakers_pace(cause: str) -> None:
     rule = rule_for(TransportError("trouble", cause=cause))
     assert rule is RULES.get(cause, OTHERWISE)
-    assert Rule(Action.RETRY, "an attempt", slows=True) == OTHERWISE
+    assert Rule(Action.RETRY, "an attempt", slows=True, breaks=True) == OTHERWISE
 
 
 def test_a_transport_that_will_not_know_is_watched() -> None:
@@ -74,8 +74,13 @@ def test_a_transport_that_will_not_know_is_watched() -> None:
 
 def test_what_did_not_fail_by_the_receiver_uses_no_attempt() -> None:
     free = {name for name, rule in RULES.items() if rule.counts == "nothing"}
-    waits = {name for name, rule in RULES.items() if rule.action in (Action.WAIT, Action.PARK)}
-    assert free == waits | {Outcome.REPLAYED}
+    waits = (Action.WAIT, Action.PARK, Action.WATCH)
+    assert free == {name for name, rule in RULES.items() if rule.action in waits}
+
+
+def test_what_the_app_answers_to_one_says_nothing_of_the_others() -> None:
+    breaks = {name for name, rule in RULES.items() if rule.breaks}
+    assert not breaks & {str(outcome) for outcome in Outcome}
 
 
 # -- the breaker

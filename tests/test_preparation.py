@@ -63,6 +63,15 @@ def test_other_keys_and_equal_values_may_be_set_at_any_time() -> None:
     serve(app)
 
 
+def test_whether_launches_are_held_back_is_said_at_any_time_but_rightly() -> None:
+    app, _ = make_app()
+    app.config["ASYNC_HOOKS_TESTING"] = "alive"
+    with pytest.raises(ConfigError, match="expected 'ASYNC_HOOKS_TESTING' to be"):
+        serve(app)
+    app.config["ASYNC_HOOKS_TESTING"] = "live"
+    serve(app)
+
+
 def test_after_the_first_request_nobody_looks_any_more() -> None:
     app, _ = make_app()
     serve(app)

@@ -14,12 +14,13 @@ from flask import Flask
 
 from async_hooks import AsyncTask, Discard, TransportError
 from async_hooks.envelope import Envelope
-from async_hooks.errors import AddressUnknown, Unreachable
+from async_hooks.errors import AddressUnknown, Overdue, Unreachable
 from async_hooks.relay.memory import Memory, MemoryRelay
 from async_hooks.state import state_of
 from async_hooks.verdict import Outcome, Verdict
 from tests.support.apps import make_app, make_task
 from tests.support.facts import Facts
+from tests.support.waiting import wait_until
 
 DONE = Verdict(Outcome.COMPLETED)
 
@@ -60,6 +61,7 @@ def make_relay(
     transport: Scripted,
     fallback: Scripted | None = None,
     in_process: Scripted | None = None,
+    max_age: float = 300.0,
     **config: Any,
 ) -> MemoryRelay:
     app, _ = make_app(**config)
@@ -67,7 +69,7 @@ def make_relay(
     relay = MemoryRelay(
         app,
         config_of_app,
-        lambda: Memory(app, config_of_app.queue_size),
+        lambda: Memory(app, config_of_app.queue_size, max_age),
         transport,
         fallback=fallback,
         in_process=in_process or fallback or Scripted(DONE),
@@ -465,3 +467,95 @@ def test_what_a_transport_of_the_users_returns_does_not_matter(
     transport.wait_for(1)
     relay.stop(20)
     assert facts.of("failed") == []
+
+
+REFUSED = Verdict(Outcome.INTERCEPTED, "The app answered 429.")
+
+
+def test_a_refused_envelope_is_sent_again_from_the_back_of_the_queue(
+    relays: list[MemoryRelay], facts: Facts, caplog: pytest.LogCaptureFixture
+) -> None:
+    transport = Scripted(REFUSED, DONE)
+    relay = make_relay(relays, transport, ASYNC_HOOKS_CONCURRENCY=1)
+    for number in (1, 2):
+        relay.submit(envelope(number))
+    assert transport.wait_for(3) == [envelope(1).id, envelope(2).id, envelope(1).id]
+    assert facts.of("failed") == []
+    assert caplog.text.count("is sent again later: The app answered 429.") == 1
+
+
+def test_a_refused_envelope_holds_no_sender(relays: list[MemoryRelay]) -> None:
+    transport = Scripted(lambda sent: REFUSED if sent.id == envelope(1).id else DONE)
+    relay = make_relay(relays, transport, ASYNC_HOOKS_CONCURRENCY=1)
+    for number in range(1, 30):
+        relay.submit(envelope(number))
+    transport.wait_for(29)
+    assert transport.sent[:29] == [envelope(number).id for number in range(1, 30)]
+
+
+def test_what_is_refused_for_longer_than_a_token_lives_has_failed(
+    relays: list[MemoryRelay], facts: Facts
+) -> None:
+    relay = make_relay(relays, Scripted(REFUSED), max_age=0.1)
+    relay.submit(envelope())
+    [failed] = facts.wait_for("failed")
+    assert str(failed["exception"]) == "The app answered 429."
+
+
+def test_a_stop_runs_what_was_refused_once_more_and_reports_it(
+    relays: list[MemoryRelay], facts: Facts
+) -> None:
+    transport, in_process = Scripted(REFUSED), Scripted(DONE)
+    relay = make_relay(relays, transport, in_process=in_process)
+    relay.submit(envelope())
+    transport.wait_for(1)
+    relay.stop()
+    assert len(transport.sent) + len(in_process.sent) == 2
+    assert facts.of("failed") == []
+
+
+def test_a_stop_reports_what_is_refused_to_the_end(relays: list[MemoryRelay], facts: Facts) -> None:
+    transport = Scripted(REFUSED)
+    relay = make_relay(relays, transport, in_process=Scripted(REFUSED))
+    relay.submit(envelope())
+    transport.wait_for(1)
+    relay.stop()
+    assert len(facts.of("failed")) == 1
+
+
+def test_a_sender_that_hung_up_on_a_run_says_nothing(
+    relays: list[MemoryRelay], facts: Facts
+) -> None:
+    transport = Scripted(Overdue("It takes long."), DONE)
+    relay = make_relay(relays, transport, ASYNC_HOOKS_CONCURRENCY=1)
+    for number in (1, 2):
+        relay.submit(envelope(number))
+    transport.wait_for(2)
+    assert facts.of("failed") == []
+
+
+def test_a_thread_is_lent_for_each_that_an_overdue_run_keeps_and_leaves_again(
+    action: str,
+) -> None:
+    app, hooks = make_app(
+        ASYNC_HOOKS_TRANSPORT="in_process", ASYNC_HOOKS_TIMEOUT=0.2, ASYNC_HOOKS_CONCURRENCY=2
+    )
+    release, running = threading.Event(), threading.Semaphore(0)
+
+    def run_action(self: AsyncTask, data: dict[str, Any]) -> None:
+        running.release()
+        release.wait(30)
+
+    task = make_task(hooks, action, run_action=run_action)
+    with app.app_context():
+        for _ in range(6):
+            task.dispatch({})
+    for _ in range(4):  # Two, and two more; there are no more to lend.
+        assert running.acquire(timeout=20)
+    assert not running.acquire(timeout=0.5)
+    pool = state_of(app).memory._pool[os.getpid()]  # type: ignore[attr-defined]
+    assert len(pool.threads) == 4
+    release.set()
+    for _ in range(2):
+        assert running.acquire(timeout=20)
+    wait_until(lambda: len(pool.threads) == 2, "the end of the lent threads")

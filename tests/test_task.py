@@ -85,6 +85,59 @@ def test_a_wrong_declaration_is_refused_when_it_is_registered(task: Any, message
 
 
 @pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("max_attempt", "max_attempts"),
+        ("max_attemps", "max_attempts"),
+        ("maxAttempts", "max_attempts"),
+        ("time_out", "timeout"),
+        ("alias", "aliases"),
+        ("queues", "queue"),
+        ("uniquekey", "unique_key"),
+        ("back_off", "backoff"),
+        ("prepare", "prepare_data"),
+        ("prepare_date", "prepare_data"),
+        ("runaction", "run_action"),
+        ("discard", "discarded"),
+        ("auth_levl", "auth_level"),
+    ],
+)
+def test_a_misspelt_attribute_is_refused_with_the_nearest_name(name: str, meant: str) -> None:
+    task = declared(action="a", **{name: 3})
+    below = type("Below", (task,), {})
+    for each in (task, below):
+        with pytest.raises(ConfigError, match=f"{name!r} is no .* Did you mean {meant!r}"):
+            AsyncHooks().register(each)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("sender", "subject", "template", "names", "refs", "rename", "run", "retries", "url"),
+        *("send_mail", "load_order", "finished_at", "timeout_of", "prepare_data_for", "reference"),
+        *("_max_attempt", "TIMEOUT", "database", "schedule", "client", "auth", "cache_key"),
+    ],
+)
+def test_an_attribute_of_its_own_is_the_task_s_business(name: str) -> None:
+    task = declared(action="a", **{name: 3})
+    assert AsyncHooks().register(task) is task
+
+
+def test_what_a_mixin_brings_along_is_its_own_business() -> None:
+    mixin = type("Mixin", (), {"queues": ()})
+    task = type("Mixed", (mixin, AsyncTask), {"action": "a"})
+    assert AsyncHooks().register(task) is task
+
+
+@pytest.mark.parametrize("key", ["prepare_data", "run_action", "backoff", "finish", "discarded"])
+def test_what_is_called_is_a_function(key: str) -> None:
+    with pytest.raises(ConfigError, match=f"expected '{key}' to be a function, got: 3"):
+        AsyncHooks().register(declared(action="a", **{key: 3}))
+    with pytest.raises(ConfigError, match="'news': expected 'backoff' to be a function, got: 3"):
+        AsyncHooks().receiver("a", name="news", backoff=3)(print)  # type: ignore[arg-type]  # pyright: ignore
+
+
+@pytest.mark.parametrize(
     ("key", "value"),
     [
         ("delay", 60),

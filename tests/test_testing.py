@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 import blinker
 import pytest
 from flask import Flask
+from flask_sqlalchemy import SQLAlchemy
+from werkzeug.test import create_environ
 
 from async_hooks import AsyncHooks, AsyncTask, Auth, TransportError
+from async_hooks.envelope import Envelope
+from async_hooks.errors import ConfigError, OutboxUnavailable
 from async_hooks.recorder import Recorder
-from tests.support.apps import make_app, make_task
+from async_hooks.state import state_of
+from async_hooks.wsgi import drain
+from tests.support.apps import make_app, make_task, plain_app
 from tests.support.facts import Facts
+from tests.support.waiting import wait_until
+
+#: An outbox that would show in each launch that reached it.
+NOWHERE = "postgresql://nobody@127.0.0.1:1/none"
 
 
 def test_eager_raises_what_the_receiver_raises_in_the_test(action: str) -> None:
@@ -139,3 +151,130 @@ def test_a_discarded_run_is_told(action: str, facts: Facts) -> None:
         task.dispatch({}, user="gone")
         launched.run_all()
     assert len(facts.of("discarded")) == 1
+
+
+class Objects:
+    """A transport of the user's."""
+
+    def __init__(self) -> None:
+        self.sent: list[str] = []
+
+    def send(self, envelope: Envelope) -> None:
+        self.sent.append(envelope.id)
+
+
+class TestHoldingBack:
+    """Under TESTING, what nothing records is held back."""
+
+    @pytest.mark.parametrize(
+        "config",
+        [
+            {"ASYNC_HOOKS_TRANSPORT": "loopback"},
+            {"ASYNC_HOOKS_TRANSPORT": "loopback", "ASYNC_HOOKS_FALLBACK": None},
+            {"ASYNC_HOOKS_TRANSPORT": "in_process"},
+            {"ASYNC_HOOKS_TRANSPORT": "in_process", "ASYNC_HOOKS_OUTBOX": NOWHERE},
+        ],
+        ids=lambda config: " ".join(map(str, config.values())),
+    )
+    def test_holds_back_whatever_the_base_configuration_names(
+        self, action: str, config: dict[str, Any], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        app, hooks = make_app(**config)
+        ran: list[int] = []
+        task = make_task(hooks, action, run_action=lambda self, data: ran.append(1))
+        app.add_url_rule("/", view_func=lambda: blinker.signal(action).send(app) and "ok")
+        app.testing = True  # As tests do, after the factory.
+        with caplog.at_level("INFO", "async_hooks"):
+            assert app.test_client().get("/").text == "ok"
+            with app.app_context():
+                task.dispatch({})
+        app.testing = False
+        memory: Any = state_of(app).memory
+        memory.stop(20)  # Would run what waits.
+        assert ran == []
+        [record] = caplog.records
+        assert "is TESTING, so its launches are held back" in record.getMessage()
+
+    def test_what_is_held_is_bounded_and_the_last_stays(self, action: str) -> None:
+        app, hooks = make_app(
+            TESTING=True, ASYNC_HOOKS_TRANSPORT="loopback", ASYNC_HOOKS_QUEUE_SIZE=3
+        )
+        task = make_task(hooks, action)
+        with app.app_context():
+            for number in range(10):
+                task.dispatch({"number": number})
+        held: Any = state_of(app).memory
+        assert [envelope.data["number"] for envelope in held.envelopes] == [7, 8, 9]
+
+    def test_a_block_begins_empty_and_leaves_the_app_as_it_was(self, action: str) -> None:
+        app, hooks = make_app(
+            TESTING=True, ASYNC_HOOKS_TRANSPORT="loopback", ASYNC_HOOKS_OUTBOX=NOWHERE
+        )
+        task = make_task(hooks, action, run_action=lambda self, data: None)
+        with app.app_context():
+            task.dispatch({"when": "before"})
+            with hooks.testing(app) as launched:
+                task.dispatch({"when": "within"})
+                assert [envelope.data["when"] for envelope in launched.envelopes] == ["within"]
+                assert launched.run_all() == 1
+            task.dispatch({"when": "after"})
+            app.testing = False
+            with pytest.raises(OutboxUnavailable):
+                task.dispatch({"when": "in production"})
+
+    def test_a_database_in_memory_will_do(self, action: str) -> None:
+        db = SQLAlchemy()
+        app = plain_app(TESTING=True, SQLALCHEMY_DATABASE_URI="sqlite://", ASYNC_HOOKS_OUTBOX="app")
+        db.init_app(app)
+        hooks = AsyncHooks(app, db=db)
+        task = make_task(hooks, action)
+
+        app.add_url_rule("/", view_func=lambda: task.dispatch({}))
+        assert len(app.test_client().get("/").text) == 32
+
+    def test_no_server_of_a_test_relays_what_waits(self, tmp_path: Path, action: str) -> None:
+        app, hooks = make_app(
+            ASYNC_HOOKS_TRANSPORT="in_process", ASYNC_HOOKS_OUTBOX=f"sqlite:///{tmp_path}/o.db"
+        )
+        app.config.update(TESTING=True, ASYNC_HOOKS_TESTING="live")
+        task = make_task(hooks, action, run_action=lambda self, data: None)
+        environ = {**create_environ("/"), "SERVER_SOFTWARE": "a live server"}
+        with app.app_context():
+            task.dispatch({})
+            app.config["ASYNC_HOOKS_TESTING"] = None
+            drain(app({**environ}, lambda *a: lambda data: None))
+            relay: Any = app.extensions["async_hooks"].relay
+            assert relay._pool[os.getpid()].threads == []
+            app.config["ASYNC_HOOKS_TESTING"] = "live"
+            drain(app({**environ}, lambda *a: lambda data: None))
+            wait_until(lambda: hooks.outbox.counts()["completed"] == 1)
+        relay.stop(0)
+
+    @pytest.mark.parametrize("outbox", [None, NOWHERE])
+    def test_an_object_gets_what_is_launched(self, action: str, outbox: str | None) -> None:
+        objects = Objects()
+        app, hooks = make_app(
+            TESTING=True, ASYNC_HOOKS_TRANSPORT=objects, ASYNC_HOOKS_OUTBOX=outbox
+        )
+        task = make_task(hooks, action)
+        with app.app_context():
+            launched = task.dispatch({})
+        wait_until(lambda: objects.sent == [launched])
+        memory: Any = state_of(app).memory
+        memory.stop(0)
+
+    def test_live_launches_as_in_production(self, action: str) -> None:
+        app, hooks = make_app(
+            TESTING=True, ASYNC_HOOKS_TESTING="live", ASYNC_HOOKS_TRANSPORT="in_process"
+        )
+        ran: list[int] = []
+        task = make_task(hooks, action, run_action=lambda self, data: ran.append(1))
+        with app.app_context():
+            task.dispatch({})
+        memory: Any = state_of(app).memory
+        memory.stop(20)
+        assert ran == [1]
+
+    def test_another_value_is_refused(self) -> None:
+        with pytest.raises(ConfigError, match="'ASYNC_HOOKS_TESTING' to be None or 'live'"):
+            make_app(ASYNC_HOOKS_TESTING=True)

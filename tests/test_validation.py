@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta, timezone, tzinfo
 from typing import Any
 
 import pytest
@@ -53,6 +53,43 @@ def test_a_check_returns_what_is_right_and_says_what_it_expected(
     for value in wrong:
         with pytest.raises(Wrong, match=expected):
             check(value)
+
+
+class Nowhere(tzinfo):
+    """A time zone that knows no offset: a datetime in it is naive, for all that it has one."""
+
+    def utcoffset(self, _: datetime | None) -> None:
+        return None
+
+    dst = tzname = utcoffset
+
+
+EAST, WEST = timezone(timedelta(hours=14)), timezone(timedelta(hours=-12))
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (datetime.now(), r"with a time zone; give it this machine's with \.astimezone\(\)"),
+        (datetime.max, r"\.astimezone\(\)"),
+        (datetime.now().replace(tzinfo=Nowhere()), r"\.astimezone\(\)"),
+        (datetime.max.replace(tzinfo=UTC), "at most ten years from now"),
+        (datetime.max.replace(tzinfo=WEST), "at most ten years from now"),
+        (datetime.min.replace(tzinfo=EAST), "at most ten years from now"),
+        (datetime.now(UTC) + timedelta(days=3651), "at most ten years from now"),
+        (datetime.now(UTC).date(), "a datetime"),
+        (1e9, "a datetime"),
+    ],
+)
+def test_a_point_in_time_is_one_for_all_and_not_too_far(value: Any, expected: str) -> None:
+    with pytest.raises(Wrong, match=expected):
+        validation.moment(value)
+
+
+def test_a_point_in_time_has_any_time_zone() -> None:
+    for zone in (UTC, EAST, WEST):
+        value = datetime.now(zone) + timedelta(days=3640)
+        assert validation.moment(value) is value
 
 
 def test_the_sentence_names_where_what_was_expected_and_what_was_got() -> None:

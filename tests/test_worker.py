@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from configparser import ConfigParser
@@ -18,7 +19,7 @@ from flask import Flask, current_app, g, request
 
 from async_hooks import AsyncTask, current_envelope
 from async_hooks.cli import cli
-from async_hooks.errors import OutboxRequired, OutboxUnavailable
+from async_hooks.errors import ConfigError, OutboxRequired, OutboxUnavailable
 from async_hooks.signals import worker_started, worker_stopped
 from async_hooks.state import state_of
 from async_hooks.worker.supervisor import AT_ONCE, FAILED, MISCONFIGURED, OK, Child, supervise
@@ -129,13 +130,21 @@ def test_whatever_a_receiver_raises_the_next_is_run(shop: Shop, error: type[Exce
     def fail() -> None:
         raise error("no")
 
-    shop.app.testing = True  # Flask lets it out.
+    shop.app.config.update(TESTING=True, ASYNC_HOOKS_TESTING="live")  # Flask lets it out.
     shop.deed = fail
     failed = shop.add(1, deed=True)
     shop.add(2)
     assert shop.work(drain=True) is Exit.DONE
     assert shop.counts() == {"available": 1, "completed": 1}
     assert shop.get(failed).error.startswith(error.__name__)
+
+
+def test_a_worker_runs_nothing_of_an_app_under_test(shop: Shop) -> None:
+    shop.add(1)
+    shop.app.testing = True
+    with pytest.raises(ConfigError, match=r"is TESTING.* Set 'ASYNC_HOOKS_TESTING' to 'live'"):
+        shop.work(drain=True)
+    assert (shop.ran, shop.counts()) == ([], {"available": 1})
 
 
 def test_a_used_up_quota_asks_for_another_process(shop: Shop) -> None:
@@ -232,12 +241,20 @@ class Children:
         if command == "none":
             raise BlockingIOError("Resource temporarily unavailable")
         mask: list[signal.Signals] = []
-        pid = os.posix_spawn("/bin/sh", ["sh", "-c", command], {}, setsigmask=mask)
-        return Child(pid, os.open("/dev/null", os.O_RDONLY))
+        parent_end, child_end = socket.socketpair()
+        with child_end:
+            actions = [(os.POSIX_SPAWN_DUP2, child_end.fileno(), 3)]
+            arguments = ["sh", "-c", command]
+            pid = os.posix_spawn("/bin/sh", arguments, {}, file_actions=actions, setsigmask=mask)
+        return Child(pid, parent_end.detach())
+
+
+def says(ending: Exit) -> str:
+    return f"printf '\\{ending.value:o}' >&3"
 
 
 def ends(ending: Exit) -> str:
-    return f"exit {ending.value}"
+    return f"{says(ending)}; exit {ending.value}"
 
 
 @pytest.fixture(autouse=True)
@@ -275,6 +292,27 @@ def test_a_new_child_follows_a_used_up_and_a_crashed_one() -> None:
     assert supervise(children, DRAIN) == OK
     assert children.started == 6
     assert len(os.listdir("/proc/self/fd")) == open_before
+
+
+@pytest.mark.parametrize(
+    ("command", "how"),
+    [
+        *((f"exit {code.value}", f"with code {code.value}") for code in Exit),
+        (f"{says(Exit.DONE)}; kill -9 $$", "by signal 9"),
+        (f"{says(Exit.DONE)}; exit 3", "with code 3"),
+        (f"{says(Exit.RESTART)}; exit {Exit.DONE.value}", f"with code {Exit.DONE.value}"),
+        (f"printf x >&3; exit {Exit.DONE.value}", f"with code {Exit.DONE.value}"),
+        (f"sleep 3 & exit {Exit.DONE.value}", f"with code {Exit.DONE.value}"),
+    ],
+)
+@pytest.mark.parametrize("options", [ONCE, DRAIN], ids=["once", "drain"])
+def test_an_exit_code_that_the_child_did_not_announce_is_a_crash(
+    options: Options, command: str, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    children = Children(command, ends(Exit.DONE))
+    assert supervise(children, options) == (FAILED if options.once else OK)
+    assert children.started == (1 if options.once else 2)
+    assert caplog.messages == [f"Worker 'w1': its process ended {how}."]
 
 
 def test_a_crash_is_the_failure_of_once(caplog: pytest.LogCaptureFixture) -> None:

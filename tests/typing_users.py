@@ -32,3 +32,14 @@ def news(sender: Flask, *, lead: str) -> None: ...
 
 
 envelope_id: str = LeadTask.dispatch({"lead": "x"})
+
+
+@hooks.job
+def resize(width: int, *, unit: str = "px") -> None: ...
+
+
+envelope_id = resize.enqueue(100)
+envelope_id = resize.enqueue(width=100, unit="em")
+envelope_id = resize.dispatch({"width": 100}, queue="images", delay=60)
+resize.enqueue("wide")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+resize.dispatch({"width": 100}, queu="images")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]

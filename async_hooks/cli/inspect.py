@@ -34,7 +34,8 @@ def health(patience: float, as_json: bool) -> int:
     outbox = needed_outbox()
     if patience == 0:
         raise click.BadParameter("expected more than 0 seconds", param_hint="'--patience'")
-    found: dict[str, Any] = dict.fromkeys(("ok", "problem", "oldest_due_seconds", "relays_alive"))
+    keys = ("ok", "problem", "oldest_due_seconds", "relays_alive", "overdue")
+    found: dict[str, Any] = dict.fromkeys(keys)
     try:
         health = outbox.health(patience=patience)
     except OutboxUnavailable as error:
@@ -43,6 +44,7 @@ def health(patience: float, as_json: bool) -> int:
         found["ok"], found["problem"] = health.ok, health.problem
         found["oldest_due_seconds"] = _seconds(health.oldest_due)
         found["relays_alive"] = sum(relay.is_alive for relay in health.relays)
+        found["overdue"] = health.overdue
     show(found, _health_in_words, as_json)
     return 0 if found["ok"] else 1
 
@@ -50,7 +52,8 @@ def health(patience: float, as_json: bool) -> int:
 def _health_in_words(found: dict[str, Any]) -> Iterator[str]:
     oldest = found["oldest_due_seconds"]
     due = "nothing is due" if oldest is None else f"due for {oldest:.0f} s"
-    well = f"OK: {due}; relays alive: {found['relays_alive']}."
+    overdue = f"; overdue: {', '.join(found['overdue'])}" if found["overdue"] else ""
+    well = f"OK: {due}; relays alive: {found['relays_alive']}{overdue}."
     yield well if found["ok"] else f"Problem: {found['problem']}"
 
 
@@ -89,6 +92,9 @@ def _status_in_words(found: dict[str, Any]) -> Iterator[str | Table]:
     yield from (f"Problem      {problem}" for problem in found["problems"])
 
 
+_WHAT_IT_RUNS = {"deliveries": "runs", "overdue": "overdue", "cancelled": "cancelled, but runs"}
+
+
 def _relay_row(relay: dict[str, Any]) -> list[str]:
     queues = f"queues {', '.join(relay['queues'])}" if relay["queues"] else "all queues"
     since, seen = to_the_second(relay["started_at"]), to_the_second(relay["seen_at"])
@@ -98,7 +104,10 @@ def _relay_row(relay: dict[str, Any]) -> list[str]:
         "alive" if relay["is_alive"] else "dead",
         f"since {since}" if relay["is_alive"] else f"seen  {seen}",
         f"worker {relay['name']}: {queues}" if relay["name"] else "",
-        f"runs {', '.join(relay['deliveries'])}" if relay["deliveries"] else "",
+        *(
+            f"{what} {', '.join(relay[which])}" if relay[which] else ""
+            for which, what in _WHAT_IT_RUNS.items()
+        ),
         f"problem: {relay['problem']}" if relay["problem"] else "",
     ]
 

@@ -13,7 +13,7 @@ from ..delivery import DeliveryState
 from ..errors import AsyncHooksError
 from ..log import one_line
 from ..state import current_state
-from ..validation import needs_outbox
+from ..validation import LONGEST, needs_outbox
 
 if TYPE_CHECKING:  # Comes with an optional extra.
     from ..outbox.admin import Outbox
@@ -45,11 +45,13 @@ count = click.IntRange(min=1)
 def period(text: str) -> float:
     """Return the seconds that ``text`` names, without a unit or with one: 45s, 30m, 12h, 7d."""
     match = _PERIOD.fullmatch(text)
-    if match is None:
+    seconds = -1.0 if match is None else float(match[1]) * _UNITS[match[2]]
+    if not 0 <= seconds <= LONGEST:
         raise click.BadParameter(
-            f"expected 0 or more seconds, or e.g. 45s, 30m, 12h, 7d, got: {text!r}"
+            "expected 0 or more seconds, at most ten years, or e.g. 45s, 30m, 12h, 7d, "
+            f"got: {text!r}"
         )
-    return float(match[1]) * _UNITS[match[2]]
+    return seconds
 
 
 def name(text: str) -> str:

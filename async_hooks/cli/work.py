@@ -10,9 +10,10 @@ from typing import Any
 import click
 from flask.cli import ScriptInfo
 
-from ..worker.supervisor import CHILD, forked, started_anew, supervise, work_as_child
+from ..worker.child import work_as_child
+from ..worker.supervisor import CHILD, forked, started_anew, supervise
 from ..worker.worker import Options, Work
-from .options import cli, count, name, needed_outbox
+from .options import cli, count, name, needed_outbox, period
 
 
 def _host_and_pid() -> str:
@@ -44,6 +45,12 @@ def _host_and_pid() -> str:
 @click.option("--fresh", is_flag=True, help="New process, with the current code, per delivery.")
 @click.option("--max-deliveries", "quota", type=count, help="Restart after this many deliveries.")
 @click.option("--max-rss", type=count, metavar="MIB", help="Restart when memory exceeds this.")
+@click.option(
+    "--kill-overdue",
+    type=period,
+    metavar="SECONDS",
+    help="Restart when a run exceeds its timeout by this much; it counts as a crash.",
+)
 @click.pass_context
 def worker(context: click.Context, /, queues: tuple[str, ...], **chosen: Any) -> int:
     """Run a worker.
@@ -60,7 +67,7 @@ def worker(context: click.Context, /, queues: tuple[str, ...], **chosen: Any) ->
     options = Options(queues=list(queues) or None, **chosen)
     if options.fresh or options.once:
         options = options._replace(quota=1)
-    pipe = os.environ.pop(CHILD, None)
+    child_end = os.environ.pop(CHILD, None)
 
     def make_work() -> Work:
         app = context.ensure_object(ScriptInfo).load_app()
@@ -68,8 +75,8 @@ def worker(context: click.Context, /, queues: tuple[str, ...], **chosen: Any) ->
             needed_outbox()
         return Work(app, options)
 
-    if pipe is not None:
-        return work_as_child(make_work, int(pipe))
+    if child_end is not None:
+        return work_as_child(make_work, int(child_end))
     if not options.fresh:
         return supervise(lambda: forked(make_work), options)
     # A test's runner, say, is not what to start again.

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import Any
 
 from ..actions import async_signal
 from ..envelope import Envelope
 from ..errors import AsyncHooksError, DepthExceeded
-from ..receivers import call, find_receiver, receivers_of
+from ..log import ids, one_line
+from ..receivers import call, find_receiver, options_of, receivers_of
 from ..state import State
 from ..task import DISCARDED, AsyncTask, Discard, Retry
-from ..validation import is_text
+from ..texts import UNSHOWN, error_text, repr_of
+from ..validation import is_text, seconds_or_zero
 from ..verdict import Outcome, Verdict
 
 #: Where an Attempt lies in its request's environ. No client can put one there: theirs are strings.
@@ -47,14 +50,19 @@ class Attempt:
         self._launched = 0
         self._receivers: dict[type[AsyncTask], Mapping[str, Callable[..., Any]]] = {}
 
+    @cached_property
+    def timeout(self) -> float:
+        """Seconds after which the run is overdue."""
+        return options_of(self.state, self.envelope).timeout
+
     def fail(self, error: BaseException) -> None:
         """Take ``error`` for what became of the run."""
         self.exception = error
-        text = f"{type(error).__name__}: {error}"
-        if isinstance(error, Retry):
-            self.verdict = Verdict(Outcome.RETRY, text, error.after)
+        text, kind = error_text(error), type(error)  # An object may lie about its class.
+        if issubclass(kind, Retry):
+            self.verdict = Verdict(Outcome.RETRY, text, _wish_of(error, self.envelope))
         else:
-            is_final = isinstance(error, Discard)
+            is_final = issubclass(kind, Discard)
             self.verdict = Verdict(Outcome.DISCARDED if is_final else Outcome.FAILED, text)
 
     def receivers_of(self, task: type[AsyncTask]) -> Mapping[str, Callable[..., Any]]:
@@ -112,6 +120,18 @@ class Attempt:
                     self.state.launcher.hand_over(self.state, child)
                 else:
                     self.additions.append(child)
+
+
+def _wish_of(error: Any, envelope: Envelope) -> float | None:
+    """Return the seconds after which a Retry asks to be run; None where it says no time."""
+    after: Any = UNSHOWN
+    try:
+        after = error.after
+        return None if after is None else seconds_or_zero(after)
+    except Exception:  # Set after it was made, or by a subclass.
+        what = "Envelope %s: its Retry says no time to wait, but %s; its backoff decides."
+        logger.warning(what, envelope.id, one_line(repr_of(after)), extra=ids(envelope))
+        return None
 
 
 def unconnected(name: str | None, task: type[AsyncTask]) -> str:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from ..delivery import DeliveryState, Ending
 from ..envelope import Envelope
-from ..errors import DataError, OutboxUnavailable
+from ..errors import OutboxUnavailable
+from ..log import ids, one_line
+from ..receivers import awaited
 from ..signals import send, task_failed
 from ..snapshot import snapshot
 from ..task import AsyncTask
+from ..texts import UNSHOWN, error_text, log_exception, repr_of
 from ..verdict import ERROR_LENGTH, Outcome, Verdict
+from ..wsgi import is_from_keyboard
 from .attempt import Attempt
 
 #: Bytes of a result's JSON; of a longer one, or one that is no JSON, the beginning of its repr().
@@ -34,7 +39,8 @@ def complete(attempt: Attempt) -> None:
         elif additions:
             attempt.state.launcher.add(attempt.state, additions)
     except Exception as error:
-        logger.error("Envelope %s: outcome not recorded: %s", attempt.envelope.id, error)
+        what, text = "Envelope %s: outcome not recorded: %s", one_line(error_text(error))
+        logger.error(what, attempt.envelope.id, text, extra=ids(attempt.envelope))
         if not is_recorded_here:
             return
         if not isinstance(error, OutboxUnavailable):
@@ -49,10 +55,12 @@ def complete(attempt: Attempt) -> None:
 def _record(attempt: Attempt, additions: Sequence[Envelope]) -> None:
     state = attempt.state
     # The result of a fan-out is that of its receivers.
-    result = None if attempt.children else as_json(state.redact(attempt.result))
+    result = None if attempt.children else _result_of(attempt)
     ending = Ending(DeliveryState.COMPLETED, result=result, additions=additions)
     writer = state.session or state.store
     if writer is None or not writer.record(attempt.envelope, ending):
+        if state.store is not None:
+            state.store.leave(attempt.envelope, state.process[os.getpid()].id)
         attempt.verdict = Verdict(Outcome.REPLAYED, "Another attempt has taken its place.")
         return
     attempt.verdict = replace(attempt.verdict or Verdict(Outcome.COMPLETED), is_recorded=True)
@@ -79,11 +87,13 @@ def finish(attempt: Attempt) -> None:
                 return
             result = _in_order(attempt, task, collected)
         attempt.launching = True
-        task().finish(result, attempt.envelope.data)
-    except Exception:
-        logger.exception(
-            "The finish of envelope %s failed; nothing is run again.", attempt.envelope.id
-        )
+        finishing: Any = task()
+        awaited(attempt.state.app, finishing.finish(result, attempt.envelope.data))
+    except BaseException as error:  # As in a run, sys.exit is a failure like any other.
+        if is_from_keyboard(error):
+            raise
+        what = "The finish of envelope %s failed; nothing is run again."
+        log_exception(logger, error, what, attempt.envelope.id, extra=ids(attempt.envelope))
     finally:
         attempt.launching = False
     if additions := _taken(attempt, with_children=False):
@@ -110,11 +120,16 @@ def _in_order(attempt: Attempt, task: type[AsyncTask], results: Mapping[str, Any
     ]
 
 
-def as_json(result: Any) -> str | None:
-    """Return the JSON that keeps ``result``: itself, or the beginning of its repr()."""
+def _result_of(attempt: Attempt) -> str | None:
+    """Return the JSON that keeps the redacted result: itself, or the beginning of its repr()."""
+    result = attempt.state.redact(attempt.result)
     if result is None:
         return None
     try:
         return snapshot({"result": result}, max_bytes=_MAX_RESULT)
-    except DataError:
-        return snapshot({"result": repr(result)[:ERROR_LENGTH]}, max_bytes=_MAX_RESULT)
+    except Exception:  # It is no JSON, or would not be looked at.
+        shown = repr_of(result)[:ERROR_LENGTH]
+    if shown == UNSHOWN:
+        what = "Envelope %s: its result cannot be shown, and is not kept."
+        logger.warning(what, attempt.envelope.id, extra=ids(attempt.envelope))
+    return snapshot({"result": shown}, max_bytes=_MAX_RESULT)

@@ -76,7 +76,7 @@ class Endpoint:
         self._observe = observe
         self._start = start
         # A fork would copy the slots that its parent's runs hold, and nobody would give them back.
-        self._slots = PerProcess(lambda: threading.BoundedSemaphore(config.concurrency))
+        self._slots = PerProcess(lambda: _Slots(config.concurrency))
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         if self._prepare is not None:
@@ -119,14 +119,41 @@ class Endpoint:
         self, attempt: Attempt, token: bytes, issued_at: float, environ: WSGIEnvironment
     ) -> Verdict:
         slots = self._slots[os.getpid()]
-        if not slots.acquire(blocking=False):
+        slot = slots.take(attempt.timeout)
+        if slot is None:
             return Verdict(Outcome.BUSY, "'ASYNC_HOOKS_CONCURRENCY' allows no more runs at once.")
         try:
             if attempt.envelope.lease is None:  # Else the outbox knows whether it began.
                 attempt.state.replay_guard.consume(token, issued_at)
             return execute(attempt, self._wsgi_app, environ)
         finally:
-            slots.release()
+            slots.give_back(slot)
+
+
+class _Slots:
+    """How many runs the endpoint of one process takes at once: ``limit``.
+
+    One more for each that is overdue, at most as many more.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._lock = threading.Lock()
+        #: Until when each run that holds a slot is in time.
+        self._taken: dict[object, float] = {}
+
+    def take(self, timeout: float) -> object | None:
+        """Return a slot for a run that may take ``timeout`` seconds, None if all are taken."""
+        now, slot = time.monotonic(), object()
+        with self._lock:
+            overdue = sum(until <= now for until in self._taken.values())
+            if len(self._taken) >= self._limit + min(overdue, self._limit):
+                return None
+            self._taken[slot] = now + timeout
+        return slot
+
+    def give_back(self, slot: object) -> None:
+        del self._taken[slot]
 
 
 def _read(environ: WSGIEnvironment, limit: int) -> bytes:
@@ -155,4 +182,4 @@ def _answer(
     if status == 405:
         lines.append(("Allow", "POST"))
     start_response(f"{status} {HTTPStatus(status).phrase}", lines)
-    return []
+    return [b""]  # Because hypercorn sends the head with the first chunk only.

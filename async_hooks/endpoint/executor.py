@@ -15,14 +15,16 @@ from flask import Flask, Response, abort, request
 
 from ..context import admits, current_attempt
 from ..errors import OutboxUnavailable
-from ..receivers import explain_shared_name, find_receiver
+from ..receivers import awaited, explain_shared_name, find_receiver
 from ..signals import send, send_in_context, task_failed, task_started, task_succeeded
 from ..task import AsyncTask, Discard, Retry
+from ..texts import log_exception
 from ..verdict import Outcome, Verdict
 from ..wsgi import is_from_keyboard
 from .attempt import ATTEMPT, ENDPOINT, PING, Attempt, unconnected
 from .completion import complete, finish
-from .fresh_request import freshen, serve
+from .fresh_request import Answered, fresh_environ, serve
+from .interception import exempt, intercepted, not_restored
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication, WSGIEnvironment
@@ -35,43 +37,42 @@ def execute(attempt: Attempt, wsgi_app: WSGIApplication, environ: WSGIEnvironmen
     refusal = _begin(attempt)
     if refusal is not None:
         return refusal
-    freshen(environ, attempt.envelope.origin)
-    environ[ATTEMPT] = attempt
-    status, error = "", None
+    answered, error = Answered(), None
     reset = current_attempt.set(attempt)
     try:
-        status = serve(wsgi_app, environ)
+        fresh = fresh_environ(attempt.state.config, attempt.envelope.origin, environ)
+        answered = serve(wsgi_app, {**fresh, ATTEMPT: attempt})
     except BaseException as raised:
         if is_from_keyboard(raised):
             raise
         error = raised
     finally:
         current_attempt.reset(reset)
-    attempt.verdict = _verdict(attempt, status, error)
-    if attempt.envelope.lease is not None:
-        attempt.state.process[os.getpid()].finish(attempt.envelope, attempt.verdict)
+    attempt.verdict = _verdict(attempt, answered, error)
+    attempt.state.process[os.getpid()].finish(attempt.envelope, attempt.verdict)
     return attempt.verdict
 
 
 def _begin(attempt: Attempt) -> Verdict | None:
     """Begin this attempt at a delivery, which can be done once; say why not, if not."""
     envelope, store = attempt.envelope, attempt.state.store
+    process = attempt.state.process[os.getpid()]
     if envelope.lease is None:
+        process.runs.start(envelope, attempt.timeout)
         return None
     if store is None:
         return Verdict(
             Outcome.UNKNOWN, "This process has no outbox. Is its configuration the same?"
         )
-    process = attempt.state.process[os.getpid()]
     begun = False
-    if process.start(envelope):
+    if process.runs.start(envelope, attempt.timeout):
         try:
             begun = store.begin(envelope, process.id if process.is_registered.is_set() else None)
         except OutboxUnavailable as error:
             return Verdict(Outcome.UNWRITTEN, str(error))
         finally:
             if not begun:
-                process.forget(envelope)
+                process.runs.forget(envelope)
     if not begun:
         return Verdict(Outcome.REPLAYED, "This attempt already began, or another replaced it.")
     return None
@@ -85,14 +86,15 @@ def restore(app: Flask, /, **_: Any) -> None:
     # The token decided where this goes; no catch-all rule, subdomain or host has a say.
     rule = next(app.url_map.iter_rules(ENDPOINT))
     request.url_rule, request.view_args, request.routing_exception = rule, {}, None
-    # A token proves more than a CSRF token does. Flask-WTF may be set up after us: ask late.
-    exempt = getattr(app.extensions.get("csrf"), "exempt", None)
-    if exempt is not None:
-        exempt(app.view_functions[ENDPOINT])
-    context = attempt.state.context
-    context.restore(attempt.envelope.carried)
-    context.restore_visitor(app, attempt.envelope.user)
-    attempt.anonymous = context.visitor(app) is None
+    exempt(app, app.view_functions[ENDPOINT])
+    context, user = attempt.state.context, attempt.envelope.user
+    try:
+        context.restore(app, attempt.envelope.carried)
+        context.restore_visitor(app, user)
+        attempt.anonymous = user is None or context.visitor(app) is None
+    except Exception as error:
+        attempt.exception = error
+        raise
 
 
 def run_view() -> Response:
@@ -102,10 +104,8 @@ def run_view() -> Response:
         abort(404)
     if attempt.envelope.task == PING:
         attempt.verdict = Verdict(Outcome.COMPLETED, _warning(request.environ))
-    elif isinstance(resolved := _resolve(attempt), Verdict):
-        attempt.verdict = resolved
     else:
-        _run(attempt, resolved)
+        _run(attempt)
     return Response(status=204)
 
 
@@ -141,23 +141,30 @@ def _resolve(attempt: Attempt) -> type[AsyncTask] | Verdict:
     return task
 
 
-def _run(attempt: Attempt, task: type[AsyncTask]) -> None:
+def _run(attempt: Attempt) -> None:
     app, envelope = attempt.state.app, attempt.envelope
-    send(task_started, app, envelope=envelope)
+    # It has come this far, so whatever escapes from here on is its failure.
+    attempt.verdict = Verdict(Outcome.FAILED, "The run ended without an outcome.")
     try:
+        task = _resolve(attempt)
+        if isinstance(task, Verdict):
+            attempt.verdict = task
+            return
+        send(task_started, app, envelope=envelope)
         data = envelope.data
+        running: Any = task()  # Its methods may be asynchronous.
         attempt.launching = True
         try:
             if attempt.is_after_the_end:
-                task().discarded(data["data"], data["error"])
+                awaited(app, running.discarded(data["data"], data["error"]))
             else:
-                attempt.result = task().run_action(data)
+                attempt.result = awaited(app, running.run_action(data))
         finally:
             attempt.launching = False
     except BaseException as error:  # sys.exit and CancelledError are failures like any other.
         attempt.fail(error)
         send(task_failed, app, envelope=envelope, exception=error)
-        if not isinstance(error, (Retry, Discard)):
+        if not issubclass(type(error), (Retry, Discard)):
             raise  # to the app's error handlers, and to Flask's log
     else:
         attempt.verdict = Verdict(Outcome.COMPLETED)
@@ -180,19 +187,16 @@ def at_teardown(error: BaseException | None) -> None:
             finish(attempt)
 
 
-def _verdict(attempt: Attempt, status: str, error: BaseException | None) -> Verdict:
+def _verdict(attempt: Attempt, answered: Answered, error: BaseException | None) -> Verdict:
     where = f"the fresh request of envelope {attempt.envelope.id!r}"
     if error is not None:
         # Flask lets exceptions out in testing and debug, and teardown functions raise.
         # No debugger and no server will show this one.
-        logger.error("Exception in %s", where, exc_info=error)
+        log_exception(logger, error, "Exception in %s", where)
     if attempt.verdict is None:
-        what = f"raised {type(error).__name__}" if error else f"answered {status}"
-        return Verdict(
-            Outcome.INTERCEPTED,
-            f"The app {what} before {where} reached its task. Does a before_request stand in "
-            "the way? Let it pass when async_hooks.current_envelope is true.",
-        )
+        if attempt.exception is not None:
+            return not_restored(where, attempt.exception)
+        return intercepted(attempt.state.app, where, answered, error)
     if attempt.verdict.outcome is Outcome.COMPLETED and error is not None:
         # A teardown function raised after all that could still be told in the request.
         attempt.fail(error)

@@ -4,67 +4,117 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from base64 import b64encode
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ..config import Config
 from ..envelope import Origin
+from ..errors import TransportError
 from ..wsgi import drain
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication, WSGIEnvironment
 
-#: Headers that the fresh request does not have, whoever sends them.
-_NOT_OURS = ("HTTP_X_FORWARDED", "HTTP_FORWARDED", "HTTP_COOKIE")
+#: Keys that tell who carried the envelope, and how.
+_CARRIERS = ("HTTP_", "REMOTE_PORT", "REMOTE_HOST", "REQUEST_URI", "RAW_URI")
+
+#: Headers that the fresh request does not have, even if they are configured for the way here.
+_NOT_OURS = ("HTTP_X_FORWARDED", "HTTP_FORWARDED", "HTTP_COOKIE", "HTTP_HOST", "HTTP_CONTENT_")
 
 
-def freshen(environ: WSGIEnvironment, origin: Origin) -> None:
-    """Make ``environ`` that of a request which came in where the triggering one did."""
-    # The loopback's own way here is over: a ProxyFix inside must not take it for the visitor's.
-    # We send no cookies; what comes with some was put together by another.
-    for key in [key for key in environ if key.startswith(_NOT_OURS)]:
-        del environ[key]
+#: The environ where no server has made one.
+_NO_SERVER: Mapping[str, Any] = {
+    "wsgi.version": (1, 0),
+    "wsgi.multithread": True,
+    "wsgi.multiprocess": True,
+    "wsgi.run_once": False,
+}
+
+
+def fresh_environ(
+    config: Config, origin: Origin, received: Mapping[str, Any] | None = None
+) -> WSGIEnvironment:
+    """Return the environ of our own request, which came in where the triggering one did.
+
+    Of how its envelope was carried, which ``received`` tells, nothing is left: a ProxyFix inside
+    must not take that for the visitor's way, and a run is the same request by loopback and in
+    process. What the server and the middlewares say of themselves stays.
+    """
     name, _, port = origin.host.rpartition(":")
     if not name or not port.isdigit():
         name, port = origin.host, "443" if origin.scheme == "https" else "80"
-    environ.update(
-        {
-            "wsgi.url_scheme": origin.scheme,
-            "HTTP_HOST": origin.host,
-            "SERVER_NAME": name,
-            "SERVER_PORT": port,
-            "SCRIPT_NAME": origin.root,
-            "QUERY_STRING": "",
-            "CONTENT_TYPE": "",
-            "CONTENT_LENGTH": "0",
-            "wsgi.input": io.BytesIO(),
-        }
-    )
-
-
-def fresh_environ(path: str, origin: Origin) -> WSGIEnvironment:
-    """Return the environ of a fresh request to ``path`` that no server makes."""
-    environ: WSGIEnvironment = {
+    known = {"wsgi.errors": sys.stderr, **_NO_SERVER} if received is None else received
+    return {
+        **{key: value for key, value in known.items() if not key.startswith(_CARRIERS)},
+        **_headers(config),
         "REQUEST_METHOD": "POST",
-        "PATH_INFO": path,
         "SERVER_PROTOCOL": "HTTP/1.1",
+        "wsgi.url_scheme": origin.scheme,
+        "HTTP_HOST": origin.host,
+        "SERVER_NAME": name,
+        "SERVER_PORT": port,
         "REMOTE_ADDR": "127.0.0.1",
-        "wsgi.version": (1, 0),
-        "wsgi.errors": sys.stderr,
-        "wsgi.multithread": True,
-        "wsgi.multiprocess": True,
-        "wsgi.run_once": False,
+        "SCRIPT_NAME": origin.root,
+        "PATH_INFO": f"{config.url_prefix}/run",
+        "QUERY_STRING": "",
+        "CONTENT_TYPE": "",
+        "CONTENT_LENGTH": "0",
+        "wsgi.input": io.BytesIO(),
     }
-    freshen(environ, origin)
-    return environ
 
 
-def serve(wsgi_app: WSGIApplication, environ: WSGIEnvironment) -> str:
-    """Let ``wsgi_app`` serve ``environ`` to its end; return the status that it answered."""
-    answered = ""
+def sent_headers(config: Config) -> dict[str, str]:
+    """Return the configured headers, and the Authorization of a (user, password) pair."""
+    if not isinstance(config.auth, tuple):
+        return config.headers
+    pair = b64encode(":".join(config.auth).encode()).decode()
+    return {"Authorization": f"Basic {pair}", **config.headers}
 
-    def start_response(status: str, *args: Any) -> Callable[[bytes], None]:
+
+def _headers(config: Config) -> dict[str, str]:
+    """Return the environ's keys for what is configured: the app may demand it of any request."""
+    headers = _authorized(config) if callable(config.auth) else sent_headers(config)
+    keys: dict[str, str] = {}
+    for name, value in headers.items():
+        key = f"HTTP_{name}".upper().replace("-", "_")
+        if not key.startswith(_NOT_OURS):
+            keys[key] = value.decode("latin-1") if isinstance(value, bytes) else value
+    return keys
+
+
+def _authorized(config: Config) -> Mapping[str, Any]:
+    """Return the configured headers as the configured auth object leaves them."""
+    # Here, because it takes megabytes and time to start that few apps need to spend.
+    from requests import Request
+
+    # Not to the visitor's host, which requests may refuse.
+    request = Request("POST", "http://localhost", headers=config.headers, auth=config.auth)
+    try:
+        return request.prepare().headers
+    except Exception as error:
+        raise TransportError(
+            f"The auth object of 'ASYNC_HOOKS_AUTH' raised {type(error).__name__}."
+        ) from error
+
+
+class Answered(NamedTuple):
+    """The status that an app answered, and where it redirects to."""
+
+    status: str = ""
+    location: str = ""
+
+
+def serve(wsgi_app: WSGIApplication, environ: WSGIEnvironment) -> Answered:
+    """Let ``wsgi_app`` serve ``environ`` to its end; return what it answered."""
+    answered = Answered()
+
+    def start_response(
+        status: str, headers: Sequence[tuple[str, str]], *args: Any
+    ) -> Callable[[bytes], None]:
         nonlocal answered
-        answered = status
+        locations = [value for name, value in headers if name.lower() == "location"]
+        answered = Answered(status, *locations[:1])
         return lambda data: None
 
     drain(wsgi_app(environ, start_response))

@@ -3,19 +3,26 @@
 It has come when the server closes the response's body. Where no server will close it (the test
 client), the request's teardown is the last moment. Where there is no request, and after that
 moment, what is put off is done at once.
+
+A body may stay open for hours: it is a stream, or its reader is slow. So the moment comes at the
+latest about a second after the view returned. The view of a WebSocket returns when that ends, so
+there the second counts from the call. The moment also comes when the process ends in order.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from operator import itemgetter
 from typing import TYPE_CHECKING
 
-from flask import Flask, request
+from flask import Flask, Request, request
 
 from ..context import request_of
 from ..endpoint.attempt import ATTEMPT
+from ..host.per_process import PerProcess
 from ..wsgi import close, is_served
+from .open_requests import OpenRequests
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -23,14 +30,21 @@ if TYPE_CHECKING:
 #: Where a request's Pending lies in its environ.
 PENDING = "async_hooks.pending"
 
+_open = PerProcess(OpenRequests)
+
 
 def after_response(app: Flask, call: Callable[[], object], *, priority: int = 0) -> None:
     """Make ``call`` after this request's response; at once if there is none."""
     request = request_of(app)
     if request is None:
         call()
-    else:
-        _pending(request.environ).add(call, priority)
+        return
+    pending = _pending(request.environ)
+    pending.add(call, priority)
+    if _is_websocket(request):
+        pending.is_bounded = True
+    if pending.closes or pending.is_bounded:
+        _open[os.getpid()].add(app, pending)
 
 
 def at_teardown(error: BaseException | None) -> None:
@@ -40,6 +54,11 @@ def at_teardown(error: BaseException | None) -> None:
         pending.close()
 
 
+def close_open(app: Flask) -> None:
+    """Make the calls that open requests of ``app`` put off in this process, which ends."""
+    _open[os.getpid()].close(app)
+
+
 def _pending(environ: WSGIEnvironment) -> Pending:
     found: Pending | None = environ.get(PENDING)
     if found is None:  # A request that no server made, e.g. a test_request_context.
@@ -47,17 +66,26 @@ def _pending(environ: WSGIEnvironment) -> Pending:
     return found
 
 
+def _is_websocket(request: Request) -> bool:
+    rule = request.url_rule
+    return (rule is not None and rule.websocket) or "wsgi.websocket" in request.environ
+
+
 class Pending:
     """The calls that one request puts off: made once, in the order of priority; later ones singly.
 
     Any thread may add while another closes: each call is popped, and so made, once.
-    ``closes`` says that a server will close the response.
+    ``closes`` says that a server will close the response, ``is_bounded`` that the calls wait for
+    two looks at most: the view has returned, or is a WebSocket's. Another view that runs may have
+    yet to commit what the calls are about.
     """
 
-    __slots__ = ("_calls", "_closed", "closes")
+    __slots__ = ("_calls", "_closed", "_was_seen", "closes", "is_bounded")
 
     def __init__(self, *, closes: bool) -> None:
         self.closes = closes
+        self.is_bounded = False
+        self._was_seen = False
         self._closed = False
         self._calls: dict[Callable[[], object], int] = {}
 
@@ -71,8 +99,18 @@ class Pending:
             self.close()
 
     def close(self) -> None:
-        """Make the calls; raise what the first of those that failed raised, after the last."""
+        """Make the calls, and from now on each at once."""
         self._closed = True
+        self._make()
+
+    def look(self) -> None:
+        """Make the calls if the last look has seen some already, and they may not wait."""
+        if self._was_seen and self.is_bounded:
+            self._make()
+        self._was_seen = self.is_bounded and bool(self)
+
+    def _make(self) -> None:
+        """Make the calls; raise what the first of those that failed raised, after the last."""
         failed: list[Exception] = []
         calls = [*self._popped()]
         calls.reverse()
@@ -100,7 +138,6 @@ class AfterResponse:
         self._wsgi_app = wsgi_app
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        # Of a server that does not name itself, it is only made a little early.
         pending = environ[PENDING] = Pending(closes=ATTEMPT in environ or is_served(environ))
         try:
             body = self._wsgi_app(environ, start_response)
@@ -108,6 +145,7 @@ class AfterResponse:
             pending.close()
             raise
         if pending:
+            pending.is_bounded = True
             return _Closing(body, pending.close)
         pending.close()
         return body

@@ -1,7 +1,4 @@
-"""The launcher: it turns a sent signal into an envelope.
-
-Launches are a request's first reason to put something off until :mod:`.after_response`.
-"""
+"""The launcher: it turns a sent signal into an envelope."""
 
 from __future__ import annotations
 
@@ -9,13 +6,13 @@ import hashlib
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from datetime import UTC
 from functools import partial
 from typing import Any
 
 from flask import Flask, current_app
 
 from ..context import RunningTask, admits, current_attempt, origin
+from ..declarations import check_options
 from ..envelope import Envelope, new_id
 from ..errors import AsyncHooksError, ConfigError, DataError, OutboxUnavailable
 from ..log import one_line
@@ -23,8 +20,9 @@ from ..receivers import refuse_shared_names
 from ..registry import AppBound, Registry
 from ..signals import send, task_failed, task_launched
 from ..snapshot import plain, snapshot
-from ..state import KEY, State
-from ..task import AsyncTask, Auth, LaunchOptions, SkipTask, check_options
+from ..state import KEY, State, current_state
+from ..task import AsyncTask, Auth, LaunchOptions, SkipTask
+from ..texts import repr_of
 from ..validation import is_text, seconds_or_zero
 from .after_response import after_response
 
@@ -48,10 +46,10 @@ class Trigger(AppBound):
         """Launch, and return the envelope's id; None where there is nothing to launch."""
         if not current_app:
             if not self._reported:
-                self._reported = True
                 logger.error(_NO_CONTEXT, self.name)
+            self._reported = True
             return None
-        state: State | None = current_app.extensions.get(KEY)
+        state = current_state() if KEY in current_app.extensions else None
         if state is None or self.tasks() is not state.tasks:
             self.warn_without_app()
             return None
@@ -122,7 +120,7 @@ def _visitor(state: State, task: type[AsyncTask]) -> Any:
             f"Task {task.name!r} is for logged-in visitors, but nothing tells who is logged in. "
             "Set up Flask-Login, or call hooks.identity(capture, restore)."
         )
-    return state.context.visitor(state.app)
+    return state.context.captured_visitor(state.app, task.auth_level)
 
 
 def _envelope(
@@ -144,7 +142,7 @@ def _envelope(
         attempt.count_launch(task)
     # What travels beside the data counts as well: the endpoint limits the whole.
     max_bytes = state.config.max_bytes
-    carried, where = state.context.capture(max_bytes), origin(state.app)
+    carried, where = state.context.capture(state.app, max_bytes), origin(state.app)
     visitor = plain(user, "user")
     beside = len(carried) + (len(str(visitor)) if visitor is not None else 0)
     envelope = Envelope(
@@ -171,10 +169,10 @@ def _with_options(task: type[AsyncTask], envelope: Envelope, options: LaunchOpti
     delay, run_at = options.delay or task.delay, None
     if delay:
         run_at = time.time() + seconds_or_zero(delay)
-    if (moment := options.run_at) is not None:
+    if options.run_at is not None:
         if options.delay:
             raise ConfigError(f"{task.name!r}: 'delay' and 'run_at' exclude each other.")
-        run_at = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+        run_at = options.run_at.timestamp()
     key, ref = options.unique_key, None
     if key is None and task.unique_key is not AsyncTask.unique_key:
         key = task().unique_key(envelope.data)
@@ -193,7 +191,7 @@ def _with_options(task: type[AsyncTask], envelope: Envelope, options: LaunchOpti
 
 def _digest(task: type[AsyncTask], key: str) -> str:
     if not isinstance(key, str):
-        raise DataError(f"The unique_key of task {task.name!r} is no text: {key!r}")
+        raise DataError(f"The unique_key of task {task.name!r} is no text: {repr_of(key)}")
     text = f"{task.name}\0{key}".encode("utf-8", "surrogatepass")
     return hashlib.sha256(text).hexdigest()
 

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
 from flask import Flask
 
-from ..delivery import FINAL, Delivery, DeliveryState
+from ..delivery import Delivery, DeliveryState
+from ..envelope import Envelope
 from ..host.liveness import ProcessLock
 from ..receivers import kinds_of, options_of
 from ..state import state_of
-from ..validation import seconds
+from ..validation import checked, seconds
 from . import audiences, schema
 from .engines import identity_of
 from .processes import Processes, ProcessRow
 from .queries import Queries
-from .report import Backlog, Health, RelaySeen, moment, problem_of, reason
+from .report import Backlog, Health, RelaySeen, lateness, moment, problem_of, reason
 from .rows import envelope_of
 from .store import Store
 
@@ -143,7 +145,7 @@ class Outbox(Queries):
     def overdue(self) -> timedelta | None:
         """Return since how long the longest waiting delivery is due, None if none is."""
         due = self.oldest_due()
-        return None if due is None else timedelta(seconds=self._now() - due)
+        return None if due is None else lateness(due, self._now())
 
     def health(self, *, patience: float | timedelta = 60) -> Health:
         """Tell whether deliveries are sent: something relays, and none is due for too long.
@@ -151,26 +153,44 @@ class Outbox(Queries):
         ``patience`` (seconds) says how long is too long.
         """
         late, relays = self.overdue(), self.relays()
-        problem = problem_of(late, relays, seconds(patience))
+        problem = problem_of(late, relays, checked(seconds, patience, "patience"))
         if problem is None:
             problem = next(iter(self.orphaned()), None)
-        return Health(ok=problem is None, oldest_due=late, relays=relays, problem=problem)
+        return Health(
+            ok=problem is None,
+            oldest_due=late,
+            relays=relays,
+            overdue=[one for relay in relays if relay.is_alive for one in relay.overdue],
+            problem=problem,
+        )
 
     def relays(self) -> list[RelaySeen]:
         """Return the processes that relay, or died and were not yet missed."""
         rows = self._processes.all()
-        executing = self._processes.executing() if rows else {}
+        running = self._processes.running() if rows else []
+
+        def ids(row: ProcessRow, which: Callable[[Any], bool]) -> list[str]:
+            return [one.id for one in running if one.process_id == row.id and which(one)]
+
         return [
             RelaySeen(
                 **{name: getattr(row, name) for name in _OF_A_PROCESS},
                 queues=row.queues.split(),
-                deliveries=executing.get(row.id, []),
+                deliveries=ids(row, lambda one: one.state == DeliveryState.EXECUTING),
+                overdue=ids(row, self._is_overdue),
+                cancelled=ids(row, lambda one: one.state == DeliveryState.CANCELLED),
                 started_at=moment(row.started_at),
                 seen_at=moment(row.seen_at),
                 is_alive=self._is_alive(row),
             )
             for row in rows
         ]
+
+    def _is_overdue(self, row: Any) -> bool:
+        envelope = Envelope(row.id, row.task, "", receiver=row.receiver or None)
+        timeout = options_of(state_of(self._app), envelope).timeout
+        is_executing = row.state == DeliveryState.EXECUTING
+        return bool(is_executing and self._now() - row.started_at > timeout)
 
     def _is_alive(self, row: ProcessRow) -> bool:
         is_silent = self._now() - row.seen_at > 2 * state_of(self._app).config.lease
@@ -193,7 +213,7 @@ class Outbox(Queries):
             max_attempts=options_of(state_of(self._app), envelope).max_attempts,
             run_at=moment(row.run_at),
             created_at=moment(row.created_at),
-            finished_at=moment(row.finished_at) if state in FINAL else None,
+            finished_at=None if row.finished_at is None else moment(row.finished_at),
             error=row.error if problem is None else f"This code can't read the row: {problem}",
             result=result,
             data=data,

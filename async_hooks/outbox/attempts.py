@@ -63,6 +63,18 @@ RECORD: UpdateBase = (
 )
 
 
+#: Lets go of a delivery that was cancelled while the process ``by`` ran it.
+LEAVE: UpdateBase = (
+    sa.update(deliveries)
+    .where(
+        _d.id == sa.bindparam("of"),
+        _d.state == DeliveryState.CANCELLED.value,
+        _d.process_id == sa.bindparam("by"),
+    )
+    .values(process_id=sa.null())
+)
+
+
 def fence_of(envelope: Envelope, so_far: int) -> dict[str, Any]:
     """Return what names an attempt before which ``so_far`` have begun."""
     return {"of": envelope.id, "by": envelope.lease, "so_far": so_far}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import Executable, bindparam, delete, exists, insert, select, update
+from sqlalchemy import Executable, bindparam, delete, exists, insert, or_, select, update
 from sqlalchemy.sql.dml import UpdateBase
 
 from ..delivery import DeliveryState
@@ -62,7 +62,17 @@ _UNREGISTERED = (
     .where(_d.process_id.is_not(None), _d.process_id.not_in(select(_p.id)))
     .distinct()
 )
-_RUNNING = _EXECUTING.where(_d.started_at.is_not(None)).order_by(_d.started_at, _d.id).limit(BATCH)
+_RUNNING = (
+    select(_d.process_id, _d.id, _d.task, _d.receiver, _d.state, _d.started_at)
+    .where(
+        _d.audience == bindparam("whose"),
+        _d.process_id.is_not(None),
+        _d.started_at.is_not(None),
+        or_(*(_d.state == s.value for s in (DeliveryState.EXECUTING, DeliveryState.CANCELLED))),
+    )
+    .order_by(_d.started_at, _d.id)
+    .limit(BATCH)
+)
 _CLAIMED_BY = (
     _EXECUTING.with_only_columns(*_d)
     .where(_d.process_id == bindparam("of"))
@@ -139,12 +149,12 @@ class Processes:
             orphans.append(Orphan(envelope, has_begun))
         return orphans
 
-    def executing(self) -> dict[str, list[str]]:
-        """Return the ids of what runs, not only claimed, by process: the first of them, if many."""
-        ids: dict[str, list[str]] = {}
-        for row in self._of_each(self._database, _RUNNING):
-            ids.setdefault(row.process_id, []).append(row.id)
-        return ids
+    def running(self) -> list[Any]:
+        """Return rows of what runs, not only claimed, the longest first: a batch.
+
+        A cancelled one runs until its end, if its process lives.
+        """
+        return [*self._of_each(self._database, _RUNNING)]
 
     def _of_each(
         self, runs: Database | Connection, statement: Executable, **values: Any

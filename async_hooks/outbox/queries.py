@@ -6,10 +6,10 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, delete, func, or_, select, update
+from sqlalchemy import ColumnElement, and_, case, delete, func, null, or_, select, update
 
 from ..delivery import SHOWN, UNFINISHED, DeliveryState
-from ..validation import seconds_or_zero
+from ..validation import checked, seconds_or_zero
 from .attempts import free_parents
 from .claiming import paused, queue_heads
 from .connections import Connection, InsertMissing
@@ -108,6 +108,7 @@ class Queries:
         anew = update(deliveries).values(
             state=DeliveryState.AVAILABLE,
             run_at=self._now(),
+            process_id=None,
             finished_at=None,
             result=None,
             **nothing,
@@ -144,7 +145,8 @@ class Queries:
             .where(self._is_ours(), with_children, _d.state.in_(UNFINISHED))
             .values(
                 state=DeliveryState.CANCELLED,
-                process_id=None,
+                # Who runs it stays in the row until then: its thread can't be stopped.
+                process_id=case((_d.started_at.is_(None), null()), else_=_d.process_id),
                 lease=None,
                 finished_at=self._now(),
                 unique_key=None,
@@ -224,7 +226,8 @@ class Queries:
 
         Only what is final has finished; asked for its state, a database may read all that is.
         """
-        is_old = _d.finished_at < self._now() - seconds_or_zero(older_than)
+        age = checked(seconds_or_zero, older_than, "older_than")
+        is_old = _d.finished_at < self._now() - age
         return and_(self._is_ours(), is_old, _d.unique_key.is_(None))
 
     def _count(self, where: ColumnElement[bool]) -> int:

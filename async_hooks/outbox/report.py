@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from ..delivery import Delivery, DeliveryState
 
@@ -13,12 +14,14 @@ from ..delivery import Delivery, DeliveryState
 class Health:
     """``oldest_due`` is since how long the longest waiting delivery is due, None if none is.
 
-    ``relays`` are the processes that relay, with what keeps each from it, if anything does.
+    ``relays`` are the processes that relay, with what keeps each from it, if anything does;
+    ``overdue`` are the ids of what runs for longer than its timeout.
     """
 
     ok: bool
     oldest_due: timedelta | None
     relays: list[RelaySeen]
+    overdue: list[str]
     problem: str | None
 
 
@@ -26,13 +29,17 @@ class Health:
 class RelaySeen:
     """A process that relays, as it was last seen, and what it executes, by id.
 
-    ``name`` and ``queues`` are a worker's; a web process has no name. No queues means all.
+    ``name`` and ``queues`` are a worker's; a web process has no name. No queues means all. Of its
+    ``deliveries``, those ``overdue`` run for longer than their timeout; ``cancelled`` ones still
+    keep their threads.
     """
 
     id: str
     name: str
     queues: list[str]
     deliveries: list[str]
+    overdue: list[str]
+    cancelled: list[str]
     host: str
     pid: int
     started_at: datetime
@@ -81,7 +88,9 @@ def reason(
         case DeliveryState.DISCARDED:
             return f"It was discarded at {finished} after {delivery.attempts} attempts.{error}"
         case DeliveryState.EXECUTING:
-            return f"Attempt {max(delivery.attempts, 1)} is claimed or runs.{error}"
+            is_overdue = any(delivery.id in relay.overdue for relay in relays)
+            how = "runs, for longer than its timeout" if is_overdue else "is claimed or runs"
+            return f"Attempt {max(delivery.attempts, 1)} {how}.{error}"
     alive = [relay for relay in relays if relay.is_alive]
     problem = _problem(alive)
     if not is_known:
@@ -99,9 +108,21 @@ def reason(
     return f"{why}{error}"
 
 
-def moment(at: float) -> datetime:
-    """Return a time of the table's as others see it."""
-    return datetime.fromtimestamp(at, UTC)
+def moment(at: Any) -> datetime:
+    """Return a time of the table's as others see it; of one that no calendar has, the nearest."""
+    try:
+        return datetime.fromtimestamp(at, UTC)
+    except (ValueError, OverflowError, OSError, TypeError):  # SQLite's columns hold anything.
+        is_late = isinstance(at, (int, float)) and at > 0
+        return (datetime.max if is_late else datetime.min).replace(tzinfo=UTC)
+
+
+def lateness(due_at: float, now: float) -> timedelta:
+    """Return how long ago ``due_at`` was, of what is too long for any clock the longest."""
+    try:
+        return timedelta(seconds=now - due_at)
+    except OverflowError:
+        return timedelta.max
 
 
 def _in_words(at: datetime | None) -> str:

@@ -170,6 +170,11 @@ class Store:
         fence = attempts.fence_of(envelope, envelope.attempt)
         return self.database.execute(attempts.RUNNING, fence).one()
 
+    def leave(self, envelope: Envelope, process_id: str) -> None:
+        """Note that the process no longer runs a delivery, if that was cancelled meanwhile."""
+        values = {"of": envelope.id, "by": process_id}
+        self.database.execute(attempts.LEAVE, values, repeatable=True)
+
     def collect_results(self, parent_id: str) -> dict[str, Any] | None:
         """Return the results of all receivers of a fan-out, once, when all are completed."""
         return self.database.transaction(lambda c: attempts.collect_results(c, parent_id))

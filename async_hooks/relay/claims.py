@@ -18,11 +18,13 @@ from ..delivery import Claim
 from ..envelope import Envelope, new_id
 from ..errors import OutboxUnavailable, TransportError
 from ..host.notifier import notify_all
-from ..state import Result
+from ..state import Result, is_under_test
+from ..texts import log_exception, text_of
 from ..verdict import Outcome, Verdict
 from .maintenance import MISSED_HEARTBEATS, Maintenance
+from .pool import Pool, started
 from .process import POLL, SOON, Process
-from .relay import Pool, Relay, started
+from .relay import Relay
 from .settle import Settler
 
 if TYPE_CHECKING:  # What SQLAlchemy is needed for is made elsewhere.
@@ -125,7 +127,7 @@ class Claims:
         if self._thread is None:  # It never lived, as far as the others know.
             return
         self._thread.join(2 * POLL)
-        if not (process.claimed or process.running):
+        if not (process.claimed or process.runs):
             try:
                 self._opened.processes.deregister(process.id)
             except OutboxUnavailable:
@@ -171,11 +173,12 @@ class Claims:
                 # No longer than a heartbeat: who pauses must not be taken for dead.
                 longest = min(_LONGEST_PAUSE, self._config.lease / MISSED_HEARTBEATS)
                 pause = min(max(2 * pause, 0.1), longest)
-                process.own_problem = str(error)
+                process.own_problem = text_of(error)
                 if isinstance(error, OutboxUnavailable):
                     logger.warning("The relay waits %.1f s: %s", pause, error)
                 else:
-                    logger.exception("The relay failed; it retries in %.1f s.", pause)
+                    what = "The relay failed; it retries in %.1f s."
+                    log_exception(logger, error, what, pause)
                 process.ended.wait(pause * uniform(0.5, 1.0))  # noqa: S311
         process.notifier.close()
 
@@ -189,7 +192,7 @@ class Claims:
     def _claim(self, now: float) -> None:
         """Claim as many as there is room for, and find out when to do so again."""
         process = self.process
-        room = min(process.room(self._config.concurrency), self._quota)
+        room = min(process.room(process.senders(self._config.concurrency)), self._quota)
         self._has_more, self._next_due = True, POLL  # For all that is known.
         if room <= 0 or process.breaker.is_open(now):
             self._say_if_idle(is_used_up=True)
@@ -231,7 +234,9 @@ class OutboxRelay(Relay[Claims]):
     is_durable = True
 
     def start(self) -> None:
-        """Begin to claim and to carry, once in each process."""
+        """Begin to claim and to carry, once in each process; not under test."""
+        if is_under_test(self._app):
+            return
         self._begin(self._pool[os.getpid()])
 
     def wake(self) -> None:

@@ -8,11 +8,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ..envelope import Envelope
-from ..receivers import options_of
-from ..state import state_of
 from ..verdict import Outcome
 from .kinds import Kinds
 from .outcomes import LOST
+from .runs import key_of
 from .settle import Settler
 
 if TYPE_CHECKING:  # What SQLAlchemy is needed for is made elsewhere.
@@ -30,9 +29,6 @@ _PURGE_EVERY = 60.0
 
 #: Seconds that the wall clock may be set back at once.
 _CLOCK_STEP = 1.0
-
-#: Seconds that a run has beyond its time, before its own process fails it: its sender goes first.
-_MARGIN = 2.0
 
 logger = logging.getLogger("async_hooks")
 
@@ -60,8 +56,6 @@ class Maintenance:
         self._peers: dict[str, tuple[ProcessRow, int]] = {}
         #: What the table says is ours and nobody here remembers.
         self._missing: set[str] = set()
-        #: The leases of what runs here for too long.
-        self._overdue: set[str | None] = set()
         self._maintain_at = self._heartbeat_at = self._purge_at = float("-inf")
         #: By how much the wall clock is ahead of the monotonic one, which nobody sets.
         self._clock_ahead = float("inf")
@@ -72,7 +66,7 @@ class Maintenance:
             return False
         has_released = self.live()
         self.kinds = self._kinds.known(now)
-        if stale := self._process.stale(self._config.concurrency):
+        if stale := self._process.stale(self._process.senders(self._config.concurrency)):
             self._settler.release(stale)
         self._tidy(now)
         self._maintain_at = now + _EVERY
@@ -85,7 +79,6 @@ class Maintenance:
             self._heartbeat(now)
         has_released = self._rescue_dead()
         self._settle_awaited(now)
-        self._check_time(now)
         return has_released
 
     def _heartbeat(self, now: float) -> None:
@@ -95,7 +88,7 @@ class Maintenance:
             host=os.uname().nodename,
             pid=process.pid,
             host_id=process.liveness.host_id,
-            problem=process.problem,
+            problem=process.problem or self._lack_of_threads(),
             name=self._name,
             queues=self._queues,
         )
@@ -108,6 +101,13 @@ class Maintenance:
             is_silent = known.heartbeat == row.heartbeat
             self._peers[row.id] = (row, missed + 1 if is_silent else 0)
         self._check_own()
+
+    def _lack_of_threads(self) -> str | None:
+        """Say which runs keep all threads here, those that were lent as well, if they do."""
+        overdue = [run.envelope.id for run in self._process.runs.overdue()]
+        if len(overdue) < 2 * self._config.concurrency:
+            return None
+        return f"Overdue runs keep all threads: {', '.join(overdue)}."
 
     def _rescue_dead(self) -> bool:
         """Take over what dead processes held; return whether anything was."""
@@ -129,43 +129,32 @@ class Maintenance:
                 self._process.liveness.forget(process_id)
             return False
         logger.warning("Rescued %d deliveries of dead process %s.", len(orphans), process_id)
-        for orphan in orphans:
-            if orphan.has_begun:
-                self._settler.record_crash(orphan.envelope)
+        begun = [orphan.envelope for orphan in orphans if orphan.has_begun]
+        self._settler.each(begun, self._settler.record_crash)
         self._store.release([each.envelope for each in orphans if not each.has_begun])
         return True
 
     def _settle_awaited(self, now: float) -> None:
-        """Settle what was left to its own process, which is done with it or has had its time."""
+        """Settle what was left to its run here, which is over, or of which nothing is known."""
         for envelope, deadline in list(self._process.awaited.values()):
-            if now >= deadline or self._process.verdict_on(envelope) is not None:
+            has_verdict = self._process.runs.verdict_on(envelope) is not None
+            if has_verdict or (now >= deadline and envelope not in self._process.runs):
                 del self._process.awaited[envelope.id]
-                self._settle_begun(envelope)
+                self._settler.each([envelope], self._settle_begun)
 
     def _settle_begun(self, envelope: Envelope) -> None:
         """Settle an attempt that began, by the verdict on it if this process has one."""
-        verdict = self._process.verdict_on(envelope)
+        verdict = self._process.runs.verdict_on(envelope)
         # "Replayed" says that another attempt has taken its place, so nothing will come of it.
         if verdict is not None and verdict.outcome is not Outcome.REPLAYED:
             self._settler.record(envelope, verdict)
         else:
             self._settler.fail(envelope, LOST, "Its outcome is unknown.")
 
-    def _check_time(self, now: float) -> None:
-        """Fail what runs here for too long; its thread goes on, and keeps its place."""
-        running = list(self._process.running.values())
-        self._overdue &= {run.envelope.lease for run in running}
-        for envelope, since in running:
-            limit = options_of(state_of(self._app), envelope).timeout + _MARGIN
-            if now - since > limit and envelope.lease not in self._overdue:
-                error = f"It ran for more than {limit:g} seconds."
-                self._settler.fail(envelope, LOST, error)
-                self._overdue.add(envelope.lease)
-
     def _check_own(self) -> None:
         """Settle what the table says is ours and nobody here remembers."""
         process = self._process
-        finished_before = set(process.finished)
+        finished_before = set(process.runs.finished)
         missing = {
             orphan.envelope.id: orphan
             for orphan in self._processes.claimed_by(process.id)
@@ -175,15 +164,15 @@ class Maintenance:
             # Seen twice: between a commit and its note here there may be a moment.
             if delivery_id in self._missing:
                 if orphan.has_begun:
-                    self._settle_begun(orphan.envelope)
+                    self._settler.each([orphan.envelope], self._settle_begun)
                 else:
                     self._store.release([orphan.envelope])
         self._missing = set(missing)
-        known = {process.key(orphan.envelope) for orphan in missing.values()}
-        known |= {process.key(envelope) for envelope, _ in list(process.awaited.values())}
-        known |= {process.key(one.envelope) for one in list(process.claimed.values())}
+        known = {key_of(orphan.envelope) for orphan in missing.values()}
+        known |= {key_of(envelope) for envelope, _ in list(process.awaited.values())}
+        known |= {key_of(one.envelope) for one in list(process.claimed.values())}
         for key in finished_before - known:
-            process.finished.pop(key, None)
+            process.runs.finished.pop(key, None)
 
     def _tidy(self, now: float) -> None:
         """Let nothing that was due wait for a clock that was set back, and purge what is old."""

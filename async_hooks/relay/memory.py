@@ -8,28 +8,42 @@ from __future__ import annotations
 import logging
 import os
 import queue
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from flask import Flask
 
 from ..envelope import Envelope
-from ..errors import NotTaken, TransportError
+from ..errors import NotTaken, Overdue, TransportError
+from ..host.timer import call_later
 from ..log import ids
 from ..signals import send_in_context, task_discarded, task_failed
 from ..state import Result, Transport
+from ..texts import error_text
 from ..verdict import Outcome, Verdict
 from .relay import Relay
+
+#: Seconds before a refused envelope is sent again, doubled from one time to the next.
+_PAUSE, _LONGEST_PAUSE = 0.5, 60.0
 
 logger = logging.getLogger("async_hooks")
 
 
 class Memory:
-    """A source whose envelopes wait in this process, at most ``size`` of them."""
+    """A source whose envelopes wait in this process, at most ``size`` of them.
 
-    def __init__(self, app: Flask, size: int) -> None:
+    One that the app refuses before its task is sent again, for ``max_age`` seconds.
+    """
+
+    def __init__(self, app: Flask, size: int, max_age: float) -> None:
         self._app = app
         self._size = size
+        self._max_age = max_age
         self._is_stopped = False
+        #: What the app refused, by id, until it is sent again; when it was first, and how often.
+        self._deferred: dict[str, Envelope] = {}
+        self._refusals: dict[str, tuple[float, int]] = {}
         # Looked up here, at its process' first use, so that gevent's patch counts.
         self._waiting: queue.SimpleQueue[Envelope | None] = queue.SimpleQueue()
 
@@ -38,7 +52,7 @@ class Memory:
 
         :raises NotTaken: if as many wait as are allowed.
         """
-        if self._waiting.qsize() >= self._size:
+        if self._waiting.qsize() + len(self._deferred) >= self._size:
             raise NotTaken(
                 f"{self._size} envelopes wait in memory already, all that "
                 "'ASYNC_HOOKS_QUEUE_SIZE' allows. Raise it or 'ASYNC_HOOKS_CONCURRENCY'."
@@ -57,20 +71,46 @@ class Memory:
         return envelope
 
     def settle(self, envelope: Envelope, result: Result) -> None:
-        report(self._app, envelope, result)
+        is_refused = isinstance(result, Verdict) and result.outcome is Outcome.INTERCEPTED
+        if not (is_refused and self._defer(envelope, result)):
+            self._refusals.pop(envelope.id, None)
+            report(self._app, envelope, result)
+
+    def _defer(self, envelope: Envelope, refusal: Any) -> bool:
+        """Let a refused envelope be sent again, behind the others; false if it was long enough."""
+        now = time.monotonic()
+        since, count = self._refusals.get(envelope.id, (now, 0))
+        if self._is_stopped or now - since > self._max_age:
+            return False
+        if count == 0:
+            what = "Envelope %s is sent again later: %s"
+            logger.warning(what, envelope.id, refusal.error, extra=ids(envelope))
+        self._refusals[envelope.id] = since, count + 1
+        self._deferred[envelope.id] = envelope
+        call_later(min(_PAUSE * 2.0 ** min(count, 10), _LONGEST_PAUSE), self._again(envelope))
+        return True
+
+    def _again(self, envelope: Envelope) -> Callable[[], None]:
+        def again() -> None:
+            if self._deferred.pop(envelope.id, None) is not None:
+                self._waiting.put(envelope)
+
+        return again
 
     def lose(self, envelope: Envelope, error: BaseException) -> None:
         """Report that a sender failed on ``envelope``."""
-        self.settle(envelope, TransportError(f"{type(error).__name__}: {error}"))
+        self.settle(envelope, TransportError(error_text(error)))
 
     def stop(self) -> None:
         """Let senders end once nothing waits."""
         self._is_stopped = True
+        for envelope in list(self._deferred.values()):
+            self._again(envelope)()
         self._waiting.put(None)
 
     def end(self, unfinished: Sequence[Envelope], error: TransportError) -> None:
         """Report what the process leaves unfinished."""
-        for envelope in unfinished:
+        for envelope in [*unfinished, *self._deferred.values()]:
             self.settle(envelope, error)
 
 
@@ -81,7 +121,8 @@ class MemoryRelay(Relay[Memory]):
         """Take ``envelope`` over; when there is no room, run it here, or drop it with an error."""
         pool = self._pool[os.getpid()]
         try:
-            if not (pool.threads or self._start(pool)):
+            # A stop runs what waits, and at its end no thread can be started.
+            if not (pool.threads or pool.stopping.is_set() or self._start(pool)):
                 raise NotTaken("No thread could be started. Is there a limit on threads?")
             pool.source.add(envelope)
         except NotTaken as why:
@@ -113,6 +154,8 @@ class Immediate:
 
 def report(app: Flask, envelope: Envelope, result: Result) -> None:
     """Report what the executor could not: it reports its own failures and successes."""
+    if isinstance(result, Overdue):
+        return
     if isinstance(result, TransportError):
         send_in_context(task_failed, app, envelope=envelope, exception=result)
         return

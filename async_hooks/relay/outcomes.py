@@ -6,6 +6,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from ..state import Result
+from ..texts import text_of
 from ..verdict import Outcome, Verdict
 
 
@@ -18,19 +19,21 @@ class Action(StrEnum):
     AT_ONCE = "retried at once"
     WAIT = "sent again"
     PARK = "parked until a process knows it"
-    WATCH = "watched until its time is up"
+    WATCH = "left to the process that runs it"
 
 
 class Rule(NamedTuple):
     """``then`` and ``counts``, what the delivery has used up, apply to an attempt that began.
 
-    One that did not begin is sent again, whatever the rule says, and has used up nothing; if the
-    rule ``slows``, at the breaker's pace.
+    One that did not begin is sent again, whatever the rule says, and has used up nothing. If the
+    rule ``slows``, that delivery waits longer each time; if it ``breaks``, all others wait as well:
+    it says something of the way that they go.
     """
 
     action: Action
     counts: str = "nothing"
     slows: bool = False
+    breaks: bool = False
 
 
 #: By outcome, as the endpoint says it, or by the cause of a TransportError.
@@ -45,20 +48,20 @@ RULES: dict[str, Rule] = {
     Outcome.UNWRITTEN: Rule(Action.WAIT, slows=True),
     Outcome.EXPIRED: Rule(Action.WAIT, slows=True),
     Outcome.REPLAYED: Rule(Action.WATCH),
-    "timeout": Rule(Action.RETRY, "an attempt", slows=True),
-    "connection-broken": Rule(Action.AT_ONCE, "a crash", slows=True),
+    "timeout": Rule(Action.WATCH, slows=True, breaks=True),
+    "connection-broken": Rule(Action.AT_ONCE, "a crash", slows=True, breaks=True),
     "server-replaced": Rule(Action.WAIT),
     "not-taken": Rule(Action.WAIT),
 }
 
 #: A connection refused, an address unknown, another app, a login page, no verdict or a forged one.
-OTHERWISE = Rule(Action.RETRY, "an attempt", slows=True)
+OTHERWISE = Rule(Action.RETRY, "an attempt", slows=True, breaks=True)
 
 #: The process that ran it died, and only others say so.
 CRASHED = RULES["connection-broken"]
 
-#: Its time is up, and no verdict came.
-LOST = RULES["timeout"]
+#: It is over, and nobody knows what became of it.
+LOST = Rule(Action.RETRY, "an attempt")
 
 
 def rule_for(result: Result) -> Rule:
@@ -67,4 +70,4 @@ def rule_for(result: Result) -> Rule:
         return RULES[Outcome.REPLAYED]
     if isinstance(result, Verdict):
         return RULES[result.outcome]
-    return RULES.get(result.cause, OTHERWISE)
+    return RULES.get(text_of(result.cause), OTHERWISE)

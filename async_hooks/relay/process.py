@@ -8,12 +8,12 @@ import time
 from collections.abc import Callable, Set
 from functools import cached_property
 from random import uniform
-from typing import NamedTuple
 
 from ..envelope import Envelope, new_id
 from ..host.liveness import ProcessLock
 from ..host.notifier import Notifier
 from ..verdict import Verdict
+from .runs import Running, Runs
 
 #: Seconds between two looks for what other processes have added.
 POLL = 1.0
@@ -30,9 +30,6 @@ _REMEMBERED = 10_000
 #: Seconds that a delivery which did not arrive waits first, and at most.
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 60.0
 
-#: A delivery's id and the lease of one claim: of one delivery, several attempts may run here.
-Key = tuple[str, str | None]
-
 
 class Claimed:
     """A delivery that this process has claimed; ``sent_at`` is None while it waits for a sender."""
@@ -43,13 +40,6 @@ class Claimed:
         self.envelope = envelope
         self.claimed_at = claimed_at
         self.sent_at: float | None = None
-
-
-class Running(NamedTuple):
-    """A run in this process, and when it began."""
-
-    envelope: Envelope
-    since: float
 
 
 class Breaker:
@@ -81,12 +71,20 @@ class Breaker:
 class Process:
     """This process. Times are seconds of its ``monotonic`` clock.
 
-    Any thread may change ``claimed`` (by id), ``running`` and ``finished`` (by claim): each change
-    is a single step of a dict. All else belongs to the thread that claims.
+    Any thread may change ``claimed`` and ``awaited`` (by id) and ``runs``: each change is a single
+    step of a dict. All else belongs to the thread that claims.
     """
 
-    def __init__(self, runtime_name: str, monotonic: Callable[[], float] = time.monotonic) -> None:
-        """``runtime_name`` names the folder that it shares with others of its machine."""
+    def __init__(
+        self,
+        runtime_name: str,
+        monotonic: Callable[[], float] = time.monotonic,
+        report: Callable[[Running], None] = lambda run: None,
+    ) -> None:
+        """``runtime_name`` names the folder that it shares with others of its machine.
+
+        ``report`` is called once with each run that is overdue.
+        """
         self.id = new_id()
         self.pid = os.getpid()
         self.runtime_name = runtime_name
@@ -94,9 +92,7 @@ class Process:
         self.claimed: dict[str, Claimed] = {}
         #: How much may be claimed: more while it is quickly done, less once some had to go back.
         self.prefetch = 0
-        self.running: dict[Key, Running] = {}
-        #: Verdicts on runs that are over, and that the relay may not have settled yet.
-        self.finished: dict[Key, Verdict] = {}
+        self.runs = Runs(report)
         #: Set when it has a row in the table, or is about to: only then others see it die.
         self.is_registered = threading.Event()
         #: Attempts that are left to whoever runs them, and until when.
@@ -111,7 +107,8 @@ class Process:
         #: Set when nothing more is claimed, and when what still runs is left to the others.
         self.stopping = threading.Event()
         self.ended = threading.Event()
-        self._pauses: dict[str, float] = {}
+        #: How often a delivery did not arrive: for want of a way (True), or refused (False).
+        self._refusals: dict[tuple[str, bool], int] = {}
 
     @cached_property
     def liveness(self) -> ProcessLock:
@@ -141,6 +138,11 @@ class Process:
         claimed = self.claimed.get(envelope.id)
         if claimed is not None and claimed.envelope.lease == envelope.lease:
             self.claimed.pop(envelope.id, None)
+
+    def senders(self, concurrency: int) -> int:
+        """Return how many senders there are: more are lent in place of those of overdue runs."""
+        kept = sum(run.envelope.id in self.claimed for run in self.runs.overdue())
+        return concurrency + min(concurrency, kept)
 
     def room(self, senders: int) -> int:
         """Return how many more deliveries may be claimed for ``senders``.
@@ -177,37 +179,18 @@ class Process:
 
     # -- what runs in it
 
-    @staticmethod
-    def key(envelope: Envelope) -> Key:
-        return envelope.id, envelope.lease
-
-    def start(self, envelope: Envelope) -> bool:
-        """Note that an attempt is about to begin here; return false if it runs here already."""
-        started = Running(envelope, self.monotonic())
-        return self.running.setdefault(self.key(envelope), started) is started
-
-    def forget(self, envelope: Envelope) -> None:
-        """Note that the attempt did not begin here."""
-        self.running.pop(self.key(envelope), None)
-
     def finish(self, envelope: Envelope, verdict: Verdict) -> None:
-        """Note that the attempt is over, whatever became of it."""
-        if not verdict.is_recorded:
-            self.finished[self.key(envelope)] = verdict
-        self.running.pop(self.key(envelope), None)
-
-    def runs(self, envelope: Envelope) -> bool:
-        """Tell whether this very attempt runs here."""
-        return self.key(envelope) in self.running
-
-    def verdict_on(self, envelope: Envelope) -> Verdict | None:
-        """Return the verdict on this very attempt, if it is over here and not settled yet."""
-        return self.finished.get(self.key(envelope))
+        """Note that the attempt is over here, whatever became of it."""
+        run = self.runs.finish(envelope, verdict)
+        if run is not None and run.is_overdue and envelope.lease and not verdict.is_recorded:
+            # Who sent it has hung up, or is this very thread: one of both settles it.
+            self.awaited.setdefault(envelope.id, (envelope, self.monotonic()))
+            self.notifier.notify()
 
     def knows(self, envelope: Envelope) -> bool:
         """Tell whether it holds, runs or awaits what this claim is of."""
         known = envelope.id in self.claimed or envelope.id in self.awaited
-        return known or self.runs(envelope)
+        return known or envelope in self.runs
 
     # -- what does not arrive
 
@@ -216,20 +199,24 @@ class Process:
         self.parked = {kind: until for kind, until in self.parked.items() if until > now}
         return self.parked.keys()
 
-    def pause_of(self, envelope: Envelope) -> float:
+    def pause_of(self, envelope: Envelope, lacks_way: bool) -> float:
         """Return the seconds that a delivery waits which did not arrive: longer each time.
 
         So the next to go ahead is another one, and no delivery keeps all the others waiting.
         """
-        if len(self._pauses) >= _REMEMBERED:
-            self._pauses.clear()
-        pause = min(max(2 * self._pauses.get(envelope.id, 0.0), _FIRST_PAUSE), _LONGEST_PAUSE)
-        self._pauses[envelope.id] = pause
-        return pause
+        if len(self._refusals) >= _REMEMBERED:
+            self._refusals.clear()
+        key = envelope.id, lacks_way
+        count = self._refusals[key] = self._refusals.get(key, 0) + 1
+        return min(_FIRST_PAUSE * 2.0 ** min(count - 1, 10), _LONGEST_PAUSE)
+
+    def refusals(self, envelope: Envelope) -> int:
+        """Return how often in a row the endpoint refused a delivery that this process sent."""
+        return self._refusals.get((envelope.id, False), 0)
 
     def note_arrival(self, envelope: Envelope) -> None:
-        self.breaker.reset()
-        self._pauses.pop(envelope.id, None)
+        for lacks_way in (True, False):
+            self._refusals.pop((envelope.id, lacks_way), None)
 
     def close(self) -> None:
         """Close the lock in a forked child: it is its parent's."""

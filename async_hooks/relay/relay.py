@@ -27,10 +27,14 @@ from ..config import Config
 from ..envelope import Envelope
 from ..errors import AddressUnknown, NotConsumed, NotTaken, TransportError
 from ..host.per_process import PerProcess
-from ..log import ids
+from ..log import ids, one_line
+from ..signals import send_in_context, task_overdue
 from ..state import Result, Source, Transport
+from ..texts import error_text, log_exception
 from ..verdict import Outcome, Verdict
 from ..wsgi import is_from_keyboard
+from .pool import Pool
+from .runs import Running
 
 S = TypeVar("S", bound=Source)
 
@@ -44,24 +48,13 @@ logger = logging.getLogger("async_hooks")
 _relays: weakref.WeakSet[Relay[Any]] = weakref.WeakSet()
 
 
-class Pool(Generic[S]):
-    """The source of one process, the threads that it feeds, and what they work on."""
-
-    def __init__(self, source: S) -> None:
-        self.source = source
-        self.threads: list[threading.Thread] = []
-        self.running: dict[object, Envelope] = {}
-        self.lock = threading.Lock()
-        self.stopping = threading.Event()
-        self.has_left = threading.Event()
-
-
 class Relay(Generic[S]):
     """Carries the envelopes of the source that ``make_source`` makes, one for each process.
 
     By ``transport``, or else ``fallback``. When the process ends, its server takes no more
-    requests: ``cancel_unstarted`` takes back what the transport has in flight and its server will
-    not begin, and ``in_process`` runs what is left.
+    requests: ``close_open`` makes open ones submit what they put off, ``cancel_unstarted`` takes
+    back what the transport has in flight and its server will not begin, and ``in_process`` runs
+    what is left.
     """
 
     #: Whether what waits in the source outlives the process.
@@ -77,6 +70,7 @@ class Relay(Generic[S]):
         fallback: Transport | None,
         in_process: Transport,
         cancel_unstarted: Callable[[], None],
+        close_open: Callable[[], None] = lambda: None,
     ) -> None:
         self._app = app
         self._config = config
@@ -84,7 +78,8 @@ class Relay(Generic[S]):
         self._fallback = fallback
         self._in_process = in_process
         self._cancel_unstarted = cancel_unstarted
-        self._pool = PerProcess(lambda: Pool(make_source()))
+        self._close_open = close_open
+        self._pool = PerProcess(lambda: Pool(app, make_source(), config.concurrency))
         self._warned_of_address = False
         _relays.add(self)
 
@@ -99,14 +94,16 @@ class Relay(Generic[S]):
         What waits in an outbox can wait there: it goes back.
         """
         grace = self._config.grace if grace is None else grace
-        pool = self._pool.get(os.getpid())
-        if pool is None:
+        # Without an outbox, only open requests may know of the first launches.
+        if self.is_durable and os.getpid() not in self._pool:
             return
+        pool = self._pool[os.getpid()]
         pool.stopping.set()
         deadline = time.monotonic() + grace
+        self._close_open()
         pool.source.stop()
         self._cancel_unstarted()
-        for thread in pool.threads:
+        for thread in list(pool.threads):
             thread.join(max(0.0, deadline - time.monotonic()))
         # What is submitted from now on, its own thread runs; what was submitted before, this one.
         pool.has_left.set()
@@ -119,25 +116,30 @@ class Relay(Generic[S]):
         error = TransportError(_too_late("on its way", grace))
         pool.source.end(list(pool.running.values()), error)
 
-    def _start(self, pool: Pool[S]) -> bool:
-        """Start the pool's threads, once; tell whether there is one."""
-        with pool.lock:
-            for number in range(self._config.concurrency - len(pool.threads)):
-                name = f"async_hooks-{self._app.name}-{number}"
-                if thread := started(name, partial(self._work, pool)):
-                    pool.threads.append(thread)
-            loaded: Any = sys.modules.get("multiprocessing")
-            if pool.threads and loaded is not None and loaded.parent_process() is not None:
-                # A child of multiprocessing, which has loaded that, ends without atexit.
-                from multiprocessing.util import Finalize
+    def lend(self, thread: threading.Thread) -> None:
+        """Start a thread in place of ``thread``, if it is ours: an overdue run keeps it."""
+        pool = self._pool.get(os.getpid())
+        if pool is not None and thread in pool.threads and not pool.stopping.is_set():
+            self._start(pool)
 
-                Finalize(self, self.stop, exitpriority=0)
-        return bool(pool.threads)
+    def _start(self, pool: Pool[S]) -> bool:
+        """Start the threads that the pool lacks; tell whether there is one."""
+        loaded: Any = sys.modules.get("multiprocessing")
+        is_first = not pool.threads
+        has_some = pool.start(partial(self._work, pool))
+        if is_first and has_some and loaded is not None and loaded.parent_process() is not None:
+            # A child of multiprocessing, which has loaded that, ends without atexit.
+            from multiprocessing.util import Finalize
+
+            Finalize(self, self.stop, exitpriority=0)
+        return has_some
 
     def _work(self, pool: Pool[S]) -> None:
         carry = partial(self._carry, pool)
         while (envelope := pool.source.next()) is not None:
             self._deliver(pool, envelope, carry)
+            if pool.leave():
+                return
 
     def _run_remaining(self, pool: Pool[S]) -> None:
         """Run in this thread what was submitted while the others were leaving."""
@@ -159,11 +161,16 @@ class Relay(Generic[S]):
                 result = send(envelope)
             except TransportError as error:
                 result = error
+            except Exception as error:  # Of a transport of the user's.
+                what = "Envelope %s: its transport failed."
+                log_exception(logger, error, what, envelope.id, extra=ids(envelope))
+                result = TransportError(error_text(error))
             pool.source.settle(envelope, result)
         except BaseException as error:
             if is_from_keyboard(error):  # Somebody is tired of waiting for the end.
                 raise
-            logger.exception("Envelope %s: the relay failed.", envelope.id, extra=ids(envelope))
+            what = "Envelope %s: the relay failed."
+            log_exception(logger, error, what, envelope.id, extra=ids(envelope))
             pool.source.lose(envelope, error)
         finally:
             del pool.running[key]
@@ -210,17 +217,14 @@ class Relay(Generic[S]):
                 return
             self._warned_of_address = True
         what = "Envelope %s runs in this process instead: %s"
-        logger.warning(what, envelope.id, error, extra=ids(envelope))
+        logger.warning(what, envelope.id, one_line(error), extra=ids(envelope))
 
 
-def started(name: str, work: Callable[[], None]) -> threading.Thread | None:
-    """Return a daemon thread that does ``work``; None where no more threads can be started."""
-    thread = threading.Thread(target=work, name=name, daemon=True)
-    try:
-        thread.start()
-    except RuntimeError:
-        return None
-    return thread
+def report_overdue(app: Flask, run: Running) -> None:
+    """Say that ``run`` of ``app`` is overdue, and lend whoever sends it another thread."""
+    for relay in list(_relays):
+        relay.lend(run.thread)
+    send_in_context(task_overdue, app, envelope=run.envelope)
 
 
 def _too_late(doing: str, grace: float) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from random import uniform
 from typing import TYPE_CHECKING
@@ -14,15 +14,16 @@ from flask import Flask
 from ..config import Config
 from ..delivery import DeliveryState, Ending
 from ..envelope import Envelope, new_id
-from ..errors import OutboxUnavailable, TimedOut, TransportError
+from ..errors import OutboxUnavailable, TransportError
 from ..log import ids
 from ..receivers import options_of
 from ..signals import send_in_context, task_discarded, task_failed, task_retrying
 from ..state import Result, state_of
 from ..task import DISCARDED, AsyncTask
+from ..texts import UNSHOWN, text_of
 from ..validation import LONGEST
 from ..verdict import Outcome, Verdict
-from .outcomes import CRASHED, Action, Rule, rule_for
+from .outcomes import CRASHED, RULES, Action, Rule, rule_for
 from .process import Process
 
 if TYPE_CHECKING:  # What SQLAlchemy is needed for is made elsewhere.
@@ -30,6 +31,12 @@ if TYPE_CHECKING:  # What SQLAlchemy is needed for is made elsewhere.
 
 #: Seconds that a kind is left alone after a process said that it does not know it.
 _PARKED = 30.0
+
+#: Seconds that a delivery is left alone which can't be settled.
+_ASIDE = 60.0
+
+#: How often the app may answer in a task's place until that counts: for some 15 minutes.
+_MOST_REFUSALS = 20
 
 #: Verdicts that are given before an attempt begins: they say nothing of an earlier copy of it.
 _BEFORE = (Outcome.BUSY, Outcome.EXPIRED)
@@ -77,8 +84,13 @@ class Settler:
 
     def _record_verdict(self, envelope: Envelope, rule: Rule, verdict: Verdict) -> None:
         error = verdict.error or verdict.outcome
-        if rule.action is Action.COMPLETE:
+        self.process.breaker.reset()  # The way to the endpoint is open.
+        is_refused = verdict.outcome is Outcome.INTERCEPTED
+        if is_refused and self.process.refusals(envelope) >= _MOST_REFUSALS:
+            rule = RULES[Outcome.FAILED]
+        elif rule.action not in (Action.PARK, Action.WAIT):
             self.process.note_arrival(envelope)
+        if rule.action is Action.COMPLETE:
             if not verdict.is_recorded:
                 self.store.record(envelope, Ending(DeliveryState.COMPLETED))
         elif rule.action is Action.PARK:
@@ -91,17 +103,17 @@ class Settler:
             if not self._send_again(envelope, rule, error, may_have_begun=may_have_begun):
                 self._await(envelope)
         else:
-            self.process.note_arrival(envelope)
             self.fail(envelope, rule, error, verdict.after)
 
     def _record_unanswered(self, envelope: Envelope, rule: Rule, problem: TransportError) -> None:
         """Record an attempt of which its endpoint said nothing."""
-        if self._send_again(envelope, rule, str(problem), may_have_begun=False):
-            return
-        if not isinstance(problem, TimedOut) and self._may_still_run(envelope):
+        text = text_of(problem)
+        if self._send_again(envelope, rule, text, may_have_begun=False):
+            return  # It never began.
+        if rule.action is Action.WATCH or self._may_still_run(envelope):
             self._await(envelope)
         else:
-            self.fail(envelope, rule, str(problem), failure=problem)
+            self.fail(envelope, rule, text, failure=problem)
 
     def fail(
         self,
@@ -117,21 +129,18 @@ class Settler:
         ``failure`` is reported where no endpoint has reported it.
         """
         before = self.store.counters(envelope)
-        if before is None:  # Another attempt has taken its place; this one does not count.
+        if before is None:  # Cancelled, or another attempt has taken its place.
+            self.store.leave(envelope, self.process.id)
             return
         crashes = int(rule.action is Action.AT_ONCE)
         counters = (before[0] + 1 - crashes, before[1] + crashes)
         # Decided out of the transaction: it asks the task, and the fence keeps the answer true.
         run_at = self._again_at(envelope, rule, after, *counters)
-        error = str(state_of(self.app).redact(error))
-        ending = Ending(
-            DeliveryState.AVAILABLE if run_at is not None else DeliveryState.DISCARDED,
-            run_at=run_at,
-            error=error,
-            failures=1 - crashes,
-            crashes=crashes,
-            additions=[] if run_at is not None else self._on_discard(envelope, error),
-        )
+        kept = state_of(self.app).redact(error)
+        error = UNSHOWN if kept is None else text_of(kept)
+        state = DeliveryState.AVAILABLE if run_at is not None else DeliveryState.DISCARDED
+        notices = [] if run_at is not None else self._on_discard(envelope, error)
+        ending = Ending(state, run_at, error, None, 1 - crashes, crashes, additions=notices)
         if not self.store.record(envelope, ending):
             return
         if failure is not None:
@@ -152,10 +161,26 @@ class Settler:
         except OutboxUnavailable as error:
             logger.warning("Claimed deliveries are released later: %s", error)
 
+    def each(self, envelopes: Iterable[Envelope], step: Callable[[Envelope], None]) -> None:
+        """Take ``step`` with each of ``envelopes``; what fails concerns that one alone.
+
+        :raises OutboxUnavailable: if nothing can be written now.
+        """
+        error = "Its outcome could not be recorded; the log says why."
+        for envelope in envelopes:
+            try:
+                step(envelope)
+            except OutboxUnavailable:
+                raise
+            except Exception:
+                logger.exception("Delivery %s: set aside.", envelope.id, extra=ids(envelope))
+                run_at = self.store.now() + _ASIDE
+                self.store.record(envelope, Ending(DeliveryState.AVAILABLE, run_at, error))
+
     def record_crash(self, envelope: Envelope) -> None:
         """Count the death of the process that ran ``envelope``."""
-        error = "The process that ran it died."
-        self.fail(envelope, CRASHED, error, failure=TransportError(error))
+        died = TransportError("The process that ran it died.")
+        self.fail(envelope, CRASHED, str(died), failure=died)
 
     def _again_at(
         self, envelope: Envelope, rule: Rule, after: float | None, failures: int, crashes: int
@@ -198,27 +223,36 @@ class Settler:
     ) -> bool:
         """Let it be sent again with no attempt used; false if it began, and only then counts."""
         process, store = self.process, self.store
-        after = process.pause_of(envelope) if rule.slows else None
+        after = process.pause_of(envelope, rule.breaks) if rule.slows else None
         if may_have_begun:
             run_at = None if after is None else store.now() + after
             ending = Ending(DeliveryState.AVAILABLE, run_at=run_at, unused=True)
             is_released = store.record(envelope, ending)
         else:
             is_released = store.release([envelope], after=after) == 1
-        if is_released and rule.slows and process.breaker.trip(error, process.monotonic()):
-            what = "Delivery %s did not arrive, and waits: %s"
+        is_news = is_released and rule.slows and process.refusals(envelope) == 1
+        if is_released and rule.breaks:
+            is_news = process.breaker.trip(error, process.monotonic())
+        what = "Delivery %s did not arrive, and waits: %s"
+        if is_news:
             logger.warning(what, envelope.id, error, extra=ids(envelope))
         return is_released
 
     def _await(self, envelope: Envelope) -> None:
-        """Leave the attempt to the process that runs it, for as long as it may take."""
-        timeout = options_of(state_of(self.app), envelope).timeout
-        self.process.awaited[envelope.id] = (envelope, self.process.monotonic() + timeout)
-        self.process.notifier.notify()
+        """Leave the attempt to the process that runs it, and that settles it when it ends.
+
+        Where nobody says that it began, it has as long as it may take.
+        """
+        process = self.process
+        if envelope not in process.runs and self.store.holder(envelope) not in (None, process.id):
+            return
+        until = process.monotonic() + options_of(state_of(self.app), envelope).timeout
+        process.awaited[envelope.id] = (envelope, until)
+        process.notifier.notify()
 
     def _may_still_run(self, envelope: Envelope) -> bool:
-        """Tell whether the process that began with it is seen to live: its connection was cut."""
+        """Tell whether the process that began with it is not known to be dead."""
         process, holder = self.process, self.store.holder(envelope)
         if holder is None or holder == process.id:
-            return process.runs(envelope) or process.verdict_on(envelope) is not None
-        return process.liveness.is_held(holder)
+            return envelope in process.runs or process.runs.verdict_on(envelope) is not None
+        return not process.liveness.has_ended(holder, process.liveness.host_id)

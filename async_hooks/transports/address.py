@@ -90,8 +90,9 @@ def _port(environ: Mapping[str, Any], server: Mapping[str, Any]) -> str | None:
         return None  # The test client.
     if any(key.startswith(("HTTP_X_FORWARDED", "HTTP_FORWARDED")) for key in environ):
         return None  # waitress may have taken its port from there; the next request will show it.
-    port = server.get("SERVER_PORT", "")
-    return f"http://127.0.0.1:{port}" if port.isascii() and port.isdigit() else None
+    port = str(server.get("SERVER_PORT", ""))  # A number on hypercorn; 0 at a unix socket.
+    is_port = port.isascii() and port.isdigit() and port != "0"
+    return f"http://127.0.0.1:{port}" if is_port else None
 
 
 def _roots(environ: Mapping[str, Any], server: Mapping[str, Any]) -> list[str]:

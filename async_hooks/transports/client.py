@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ..errors import ConnectionBroken, TimedOut, Unreachable
+from ..texts import error_text, text_of
 
 #: Seconds after which an idle connection is not used any more.
 IDLE = 1.5
@@ -57,4 +58,4 @@ def broken(url: str, error: Exception) -> ConnectionBroken:
 
 
 def reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    return error_text(error) if text_of(error) else type(error).__name__

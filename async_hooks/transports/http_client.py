@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 import socket
 import time
-from base64 import b64encode
 from collections.abc import Callable
 from urllib.parse import unquote, urlsplit
 
 from ..config import Config
+from ..endpoint.fresh_request import sent_headers
 from ..errors import TransportError
 from ..signing import CONTENT_TYPE
 from .client import CONNECT_TIMEOUT, IDLE, Answer, broken, timed_out, unreachable
@@ -114,10 +114,7 @@ class LeanClient:
 
 def _request_head(path: str, host: str, config: Config) -> bytes:
     headers = {"Host": host, "Content-Type": CONTENT_TYPE, "Connection": "keep-alive"}
-    if isinstance(config.auth, tuple):
-        pair = b64encode(":".join(config.auth).encode()).decode()
-        headers["Authorization"] = f"Basic {pair}"
-    lines = [f"{name}: {value}" for name, value in {**headers, **config.headers}.items()]
+    lines = [f"{name}: {value}" for name, value in {**headers, **sent_headers(config)}.items()]
     return "\r\n".join([f"POST {path} HTTP/1.1", *lines, ""]).encode("latin-1")
 
 

@@ -26,7 +26,7 @@ class InProcess:
     def _run(self, envelope: Envelope) -> Attempt:
         state = state_of(self._app)
         attempt = Attempt(state, envelope)
-        environ = fresh_environ(f"{state.config.url_prefix}/run", envelope.origin)
+        environ = fresh_environ(state.config, envelope.origin)
         environ[ATTEMPT] = attempt
         contextvars.Context().run(serve, self._app.wsgi_app, environ)
         return attempt
@@ -49,5 +49,9 @@ class Eager(InProcess):
 
 def _verdict_of(attempt: Attempt) -> Verdict:
     if attempt.verdict is None:
-        return Verdict(Outcome.INTERCEPTED, "A WSGI middleware answered before the app did.")
+        return Verdict(
+            Outcome.INTERCEPTED,
+            "A WSGI middleware answered before the app did. If it demands a login or a header, set "
+            "'ASYNC_HOOKS_AUTH' or 'ASYNC_HOOKS_HEADERS'.",
+        )
     return attempt.verdict

@@ -20,6 +20,8 @@ from ..errors import (
     ConnectionBroken,
     NotConsumed,
     OutboxUnavailable,
+    Overdue,
+    TimedOut,
     TokenReplayed,
     TransportError,
     Unreachable,
@@ -36,6 +38,9 @@ from .http_client import LeanClient
 
 #: Seconds that a guessed address has to answer a ping.
 PING_TIMEOUT = 5.0
+
+#: Seconds after which a sender hangs up on a run that may take as long as it likes.
+_LONGEST_POST = 3600.0
 
 
 class Loopback:
@@ -57,7 +62,8 @@ class Loopback:
         """
         state = state_of(self._app)
         url = self._address.url or self._confirm()
-        return self._post(state, url, envelope, options_of(state, envelope).timeout)
+        timeout = min(options_of(state, envelope).timeout, _LONGEST_POST)
+        return self._post(state, url, envelope, timeout)
 
     def ping(self, url: str) -> Verdict:
         """Ask at ``url`` whether this app is there. It runs nothing.
@@ -82,8 +88,11 @@ class Loopback:
         try:
             answer = self._client(url).post(post.token, timeout, lambda: self._check(post))
         except TransportError as error:
-            if self._never_began(post, error):
+            never_began = self._never_began(post, error)
+            if never_began:
                 raise NotConsumed(str(error)) from error
+            if isinstance(error, TimedOut) and never_began is not None:
+                raise Overdue(str(error)) from error
             raise
         text = answer.headers.get(VERDICT_HEADER.lower())
         verdict = state.signing.verify_verdict(post.token, text) if text is not None else None
@@ -99,17 +108,20 @@ class Loopback:
             if self._reclaim(post):
                 raise NotConsumed("It was taken back while the process ended.")
 
-    def _never_began(self, post: _Post, error: TransportError) -> bool:
+    def _never_began(self, post: _Post, error: TransportError) -> bool | None:
+        """Tell whether the endpoint never began with ``post``, None where that can't be told."""
         if isinstance(error, Unreachable):
-            return self._address.is_own
-        is_broken = isinstance(error, ConnectionBroken)
-        return is_broken and post.envelope.lease is None and self._reclaim(post)
+            return self._address.is_own or None
+        envelope = post.envelope
+        if envelope.lease is not None or envelope.task == PING:
+            return None  # The outbox knows, and nothing runs.
+        return self._reclaim(post) if isinstance(error, (ConnectionBroken, TimedOut)) else None
 
-    def _reclaim(self, post: _Post) -> bool:
+    def _reclaim(self, post: _Post) -> bool | None:
         """Consume ``post`` unless the endpoint has; return whether it now never will.
 
         That tells only where both look into the same record: where this process's own server
-        listens, or where the last verdict said so.
+        listens, or where the last verdict said so. Elsewhere it is None.
         """
         state = state_of(self._app)
         if post.envelope.lease is not None and state.store is not None:
@@ -118,10 +130,12 @@ class Loopback:
             return False
         guard = state.replay_guard
         is_shared = self._seen_host_id is not None and self._seen_host_id == guard.host_id
-        if is_shared or self._address.is_own:
-            with suppress(TokenReplayed):
-                return guard.consume(post.token, post.issued_at)
-        return False
+        if not (is_shared or self._address.is_own):
+            return None
+        try:
+            return guard.consume(post.token, post.issued_at) or None
+        except TokenReplayed:
+            return False
 
     def _confirm(self) -> str:
         """Return the guessed address, once our own endpoint has answered a ping from there."""

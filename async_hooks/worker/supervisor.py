@@ -5,27 +5,22 @@ fault, no memory left), the parent survives, and starts a new child for the othe
 child relays in process, each delivery as a fresh request through the app's WSGI entry.
 
 If a child dies, its process lock is released and its claims end, so the next child counts a crash
-and goes on. If the parent dies, the child finds its pipe closed and ends in order.
+and goes on. If the parent dies, the child ends in order.
 """
 
 from __future__ import annotations
 
-import io
 import logging
 import os
 import signal
-import sys
-import threading
+import socket
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from types import FrameType
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
-import click
-
-from ..errors import AsyncHooksError, OutboxUnavailable
-from ..log import one_line
+from .child import ENDING, flush, leave, work_as_child
 from .worker import Exit, Options, Work
 
 #: Exit codes: all went well; an attempt failed (with ``once``), or the database can't be used (with
@@ -40,14 +35,12 @@ _PAUSE, _LONGEST_PAUSE, _LONGEST_PAUSE_MISCONFIGURED = 0.1, 2.0, 10.0
 #: A child that died within these seconds died early.
 _EARLY = 10.0
 
-_ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-
-#: The environment variable by which a child that was not forked finds its parent's pipe.
+#: The environment variable by which a child that was not forked finds its end of the pair.
 CHILD = "ASYNC_HOOKS_WORKER_PIPE"
 
 logger = logging.getLogger("async_hooks")
 
-_EXIT_CODES: dict[int, int] = {
+_EXIT_CODES: dict[Exit | str, int] = {
     Exit.DONE: OK,
     Exit.FAILED: FAILED,
     Exit.MISCONFIGURED: MISCONFIGURED,
@@ -55,10 +48,19 @@ _EXIT_CODES: dict[int, int] = {
 
 
 class Child(NamedTuple):
-    """A child's pid, and the end of a pipe that stays open while its parent lives."""
+    """A child's pid, and the parent's end of the pair, which stays open while the parent lives."""
 
     pid: int
-    pipe: int
+    parent_end: int
+
+    def said(self) -> Exit | None:
+        """Return how the child, which is gone, said that it ends; None if it did not."""
+        # What a receiver forked may still hold the other end: then nothing more comes, nor an end.
+        os.set_blocking(self.parent_end, False)
+        try:
+            return Exit(int.from_bytes(os.read(self.parent_end, 2), "big"))
+        except (OSError, ValueError):
+            return None
 
 
 def supervise(start: Callable[[], Child], options: Options) -> int:
@@ -67,22 +69,22 @@ def supervise(start: Callable[[], Child], options: Options) -> int:
     with SignalForwarder() as forwarder:
         while not forwarder.count:
             began = time.monotonic()
-            code = _code_of_child(start, forwarder)
+            ending = _run_child(start, forwarder)
             if forwarder.count:
-                return AT_ONCE if forwarder.count > 1 else _EXIT_CODES.get(code, OK)
-            never_worked = code == Exit.MISCONFIGURED and is_first
-            if code in _EXIT_CODES and (options.ends_by_itself or never_worked):
-                return _EXIT_CODES[code]
+                return AT_ONCE if forwarder.count > 1 else _EXIT_CODES.get(ending, OK)
+            is_misconfigured = ending is Exit.MISCONFIGURED
+            never_worked = is_misconfigured and is_first
+            if ending in _EXIT_CODES and (options.ends_by_itself or never_worked):
+                return _EXIT_CODES[ending]
             is_first = False
-            if code in (Exit.RESTART, Exit.DONE):
+            if ending in (Exit.RESTART, Exit.DONE):
                 pause = 0.0
                 continue
-            what = f"by signal {-code}" if code < 0 else f"with code {code}"
+            what = f"with code {ending.value}" if isinstance(ending, Exit) else ending
             logger.error("Worker %r: its process ended %s.", options.name, what)
             if options.once:
                 return FAILED
             is_early = time.monotonic() - began < _EARLY
-            is_misconfigured = code == Exit.MISCONFIGURED
             longest = _LONGEST_PAUSE_MISCONFIGURED if is_misconfigured else _LONGEST_PAUSE
             pause = min(max(2 * pause, _PAUSE), longest) if is_early else 0.0
             again = time.monotonic() + pause
@@ -91,9 +93,9 @@ def supervise(start: Callable[[], Child], options: Options) -> int:
     return OK
 
 
-def _code_of_child(start: Callable[[], Child], forwarder: SignalForwarder) -> int:
-    """Return how a child ended: its exit code, or minus the signal that killed it."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)  # Until it can be forwarded.
+def _run_child(start: Callable[[], Child], forwarder: SignalForwarder) -> Exit | str:
+    """Return how a child said that it ends; of one that did not, by which signal or code it did."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)  # Until it can be forwarded.
     try:
         if forwarder.count:
             return Exit.DONE
@@ -102,13 +104,17 @@ def _code_of_child(start: Callable[[], Child], forwarder: SignalForwarder) -> in
             forwarder.forward(child)
     except OSError:
         logger.exception("Worker: no process can be started.")
-        return FAILED
+        return "before it began"
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     _, status = os.waitpid(child.pid, 0)
     forwarder.child = None
-    os.close(child.pipe)
-    return os.waitstatus_to_exitcode(status)
+    code = os.waitstatus_to_exitcode(status)
+    ending = child.said()
+    os.close(child.parent_end)
+    if ending is not None and ending == code:
+        return ending
+    return f"by signal {-code}" if code < 0 else f"with code {code}"
 
 
 class SignalForwarder:
@@ -120,7 +126,7 @@ class SignalForwarder:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> SignalForwarder:
-        for number in _ENDING:
+        for number in ENDING:
             # A signal that is ignored stays ignored, as under nohup or a shell's '&'.
             if number == signal.SIGTERM or signal.getsignal(number) != signal.SIG_IGN:
                 self._before[number] = signal.signal(number, self._handle)
@@ -144,99 +150,45 @@ class SignalForwarder:
 
 def forked(make_work: Callable[[], Work]) -> Child:
     """Start a child by a fork: it shares what this process has loaded."""
-    _flush()
-    reading, writing = os.pipe()
+    flush()
+    parent_end, child_end = _pair()
     try:
         pid = os.fork()
     except OSError:
-        os.close(reading)
-        os.close(writing)
+        os.close(child_end)
+        os.close(parent_end)
         raise
     if pid:
-        os.close(reading)
-        return Child(pid, writing)
+        os.close(child_end)
+        return Child(pid, parent_end)
     code = FAILED
     try:
-        os.close(writing)
-        code = work_as_child(make_work, reading)
+        os.close(parent_end)
+        code = work_as_child(make_work, child_end)
     except BaseException:
         logger.exception("Worker: its process failed.")
     finally:
-        _leave(code)
+        leave(code)
 
 
 def started_anew(command: Sequence[str]) -> Child:
     """Start a child by ``command``: it loads the code as it is now."""
-    reading, writing = os.pipe()
-    os.set_inheritable(reading, True)
+    parent_end, child_end = _pair()
+    os.set_inheritable(child_end, True)
     try:
-        environ = {**os.environ, CHILD: str(reading)}
+        environ = {**os.environ, CHILD: str(child_end)}
         # Blocked while Python starts, because it would answer them with a traceback.
         mask = (signal.SIGINT, signal.SIGHUP)
         pid = os.posix_spawn(command[0], list(command), environ, setsigmask=mask)
     except OSError:
-        os.close(writing)
+        os.close(parent_end)
         raise
     finally:
-        os.close(reading)
-    return Child(pid, writing)
+        os.close(child_end)
+    return Child(pid, parent_end)
 
 
-def work_as_child(make_work: Callable[[], Work], pipe: int) -> int:
-    """Run deliveries in this process, a child, until it is told to end or its parent dies."""
-    os.set_inheritable(pipe, False)
-    # Ignored, because a terminal sends them to both processes: the parent forwards them.
-    for number in (signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Nothing runs yet.
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # Output is seen at once, also in a file.
-            stream.reconfigure(line_buffering=True)
-    try:
-        work = make_work()
-    except BaseException as error:
-        _show(error)
-        return Exit.MISCONFIGURED
-
-    def end_soon(*_: object) -> None:
-        # In a thread, because a handler interrupts the thread that waits for the end.
-        threading.Thread(target=work.end, daemon=True).start()
-
-    def end_with_parent() -> None:
-        os.read(pipe, 1)
-        work.end()
-
-    signal.signal(signal.SIGTERM, end_soon)
-    threading.Thread(target=end_with_parent, name="async_hooks-parent", daemon=True).start()
-    try:
-        code = work.run()
-    except OutboxUnavailable as error:
-        _show(error)
-        return Exit.FAILED
-    if work.is_overdue:  # The interpreter's own exit would wait for it once more.
-        _leave(code)
-    return code
-
-
-def _show(error: BaseException) -> None:
-    """Say why there is no work: in a line, if the error is made for that."""
-    if isinstance(error, AsyncHooksError):
-        error = click.ClickException(one_line(error))
-    if isinstance(error, click.ClickException):
-        error.show()
-    else:
-        logger.error("Worker: the app can't be loaded.", exc_info=error)
-
-
-def _leave(code: int) -> NoReturn:
-    """End this process at once, whatever still runs in it."""
-    try:
-        _flush()
-    finally:
-        os._exit(code)
-
-
-def _flush() -> None:
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
+def _pair() -> tuple[int, int]:
+    """Return the file descriptors of a socket pair, which no program that is started inherits."""
+    parent_end, child_end = socket.socketpair()
+    return parent_end.detach(), child_end.detach()

@@ -7,10 +7,10 @@ import os
 import resource
 import sys
 import threading
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from enum import IntEnum
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,11 +18,11 @@ from flask import Flask
 
 from ..errors import ConfigError, OutboxRequired
 from ..host.per_process import PerProcess
-from ..receivers import options_of
 from ..relay.claims import OutboxRelay, Share
 from ..relay.process import POLL, Process
+from ..relay.relay import report_overdue
 from ..signals import send_in_context, worker_started, worker_stopped
-from ..state import KEY, State, state_of
+from ..state import KEY, State, is_under_test, state_of
 from ..transports.in_process import InProcess
 from ..validation import needs_outbox
 
@@ -30,7 +30,7 @@ logger = logging.getLogger("async_hooks")
 
 
 class Exit(IntEnum):
-    """How a child says that it ended in order, and why. By another code, a receiver ended it."""
+    """How a child says that it ended in order, and why. Without a word, a receiver ended it."""
 
     DONE = 80
     FAILED = 81
@@ -43,7 +43,8 @@ class Options(NamedTuple):
 
     So do more than ``max_rss`` MiB of memory. ``once`` ends after one delivery, ``drain`` when
     nothing more is due. ``fresh`` says that a delivery is for a child that has not waited for it:
-    the code may have changed meanwhile.
+    the code may have changed meanwhile. A run that is overdue for more than ``kill_overdue``
+    seconds ends its child, which counts as a crash.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Options(NamedTuple):
     once: bool = False
     drain: bool = False
     fresh: bool = False
+    kill_overdue: float | None = None
 
     @property
     def ends_by_itself(self) -> bool:
@@ -64,6 +66,11 @@ class Work:
     """The child's part: relays until it is told to end, or has done what it was to do."""
 
     def __init__(self, app: Flask, options: Options) -> None:
+        if is_under_test(app):
+            raise ConfigError(
+                f"{app.name!r} is TESTING, so nothing that waits in its outbox is run. "
+                "Set 'ASYNC_HOOKS_TESTING' to 'live', or TESTING to False."
+            )
         state = state_of(app)
         if not isinstance(state.relay, OutboxRelay) or state.store is None:
             raise OutboxRequired(needs_outbox("The worker", repr(app.name)))
@@ -78,7 +85,10 @@ class Work:
         config = replace(state.config, concurrency=options.concurrency, relay=True)
         share = Share(options.name, options.queues, options.quota, self._is_idle, self._accepts)
         web, in_process = state.relay.source, InProcess(app)
-        process = PerProcess(lambda: Process(web.process.runtime_name), Process.close)
+        process = PerProcess(
+            lambda: Process(web.process.runtime_name, report=partial(report_overdue, app)),
+            Process.close,
+        )
         self._relay = OutboxRelay(
             app,
             config,
@@ -103,26 +113,27 @@ class Work:
         send_in_context(worker_started, app, **facts)
         self._relay.start()
         try:
-            while not (self._over.wait(POLL) or self._is_stuck()):
+            while not (self._over.wait(POLL) or self._must_be_killed()):
                 self._end_if_too_big()
         finally:
-            is_stuck = self._is_stuck()
-            self._relay.stop(0 if is_stuck else None)
+            is_killed = self._must_be_killed()
+            self._relay.stop(0 if is_killed else None)
             send_in_context(worker_stopped, app, **facts)
-        if is_stuck:
-            logger.error("Worker %s: all threads are stuck; restarting.", options.name)
+        if is_killed:
+            logger.error("Worker %s: a run is overdue for too long; restarting.", options.name)
         if options.once:
-            return Exit.FAILED if is_stuck or self._relay.source.has_failed else Exit.DONE
-        return Exit.RESTART if is_stuck or self._is_used_up else Exit.DONE
+            return Exit.FAILED if is_killed or self._relay.source.has_failed else Exit.DONE
+        return Exit.RESTART if is_killed or self._is_used_up else Exit.DONE
 
     def end(self) -> None:
         """Finish what runs, give back the rest."""
+        self._is_used_up = True  # Unless the parent ends as well, there is more to do.
         self._over.set()
 
     @property
     def is_overdue(self) -> bool:
         """Whether something still runs, that a stop did not wait for."""
-        return bool(self._state.process[os.getpid()].running)
+        return bool(self._state.process[os.getpid()].runs)
 
     def _accepts(self) -> bool:
         """Tell whether this process may run what was claimed: with ``fresh``, not after a wait."""
@@ -144,12 +155,11 @@ class Work:
             self._is_used_up = True
             self._over.set()
 
-    def _is_stuck(self) -> bool:
-        """Tell whether every thread is busy with a run that was given up: none can be stopped."""
-        runs = list(self._state.process[os.getpid()].running.values())
-        return len(runs) >= self._options.concurrency and all(
-            time.monotonic() - since > options_of(self._state, envelope).timeout + 4 * POLL
-            for envelope, since in runs
+    def _must_be_killed(self) -> bool:
+        """Tell whether a run is overdue for so long that the options want it killed."""
+        limit = self._options.kill_overdue
+        return limit is not None and any(
+            run.overdue_for() > limit for run in self._state.process[os.getpid()].runs.overdue()
         )
 
 

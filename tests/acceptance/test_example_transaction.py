@@ -21,7 +21,8 @@ pytestmark = pytest.mark.slow
 @pytest.fixture
 def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Flask]:
     monkeypatch.setenv("INSTANCE_PATH", str(tmp_path))
-    app = create_app({"TESTING": True, "WTF_CSRF_ENABLED": False})
+    config = {"TESTING": True, "ASYNC_HOOKS_TESTING": "live", "WTF_CSRF_ENABLED": False}
+    app = create_app(config)
     yield app
     with app.app_context():
         db.engine.dispose()

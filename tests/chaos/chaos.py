@@ -36,6 +36,7 @@ class Totals:
     runs: int = 0
     strikes: dict[str, int] = field(default_factory=dict)
     reloads: int = 0
+    overdue: int = 0
     plans: dict[str, int] = field(default_factory=dict)
     lost: int = 0
     ghosts: int = 0
@@ -53,6 +54,7 @@ class Totals:
         self.strikes = dict(Counter(self.strikes) + Counter(report.strikes))
         self.plans = dict(Counter(self.plans) + Counter([plan]))
         self.reloads += reloads
+        self.overdue += report.overdue
         self.lost += len(report.lost)
         self.ghosts += len(report.ghosts)
         self.duplicates += report.duplicates
@@ -67,6 +69,7 @@ class Totals:
             ("hours", f"{self.seconds / 3600:.2f}"),
             ("launches accepted", f"{self.accepted} of {self.launched}"),
             ("runs of receivers", f"{self.runs}"),
+            ("runs that were overdue", f"{self.overdue}"),
             *sorted((kind, str(number)) for kind, number in strikes.items()),
             ("lost", str(self.lost)),
             ("ghosts", str(self.ghosts)),

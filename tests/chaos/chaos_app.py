@@ -24,7 +24,13 @@ from async_hooks import AsyncHooks, AsyncTask, current_envelope
 from async_hooks.context import current_attempt
 from async_hooks.outbox.store import Store
 from async_hooks.relay.claims import Claims
-from async_hooks.signals import task_discarded, task_failed, task_rejected, task_succeeded
+from async_hooks.signals import (
+    task_discarded,
+    task_failed,
+    task_overdue,
+    task_rejected,
+    task_succeeded,
+)
 from async_hooks.transports.http_client import LeanClient
 from async_hooks.transports.loopback import Loopback
 from tests.chaos.effects import effects, leads
@@ -105,6 +111,11 @@ def broke(sender: Flask, *, envelope: Any, **_: Any) -> None:
     uid = getattr(current_attempt.get(None), "chaos", None)
     if uid is not None:
         note("broke", id=envelope.id, run=uid)
+
+
+@task_overdue.connect
+def overdue(sender: Flask, *, envelope: Any) -> None:
+    note("overdue", id=envelope.id, claim=envelope.lease)
 
 
 @task_discarded.connect

@@ -149,14 +149,25 @@ class Chaos:
         return Fate.MAYBE
 
     @contextmanager
-    def load(self, *servers: Server, pause: float = 0.1, takes: float = 0.05) -> Iterator[None]:
-        """Launch all the while, single ones and fan-outs, from two threads."""
+    def load(
+        self,
+        *servers: Server,
+        pause: float = 0.1,
+        takes: float = 0.05,
+        slow: Sequence[tuple[float, float]] = (),
+    ) -> Iterator[None]:
+        """Launch all the while, single ones and fan-outs, from two threads.
+
+        ``slow`` are the shares of those that take so many seconds instead.
+        """
         over = threading.Event()
 
         def visit(random: Random) -> None:
             while not over.is_set():
                 action = "split" if random.random() < 0.25 else "single"
                 long = takes * random.uniform(0.2, 3.0)
+                for share, seconds in slow:
+                    long = seconds if random.random() < share else long
                 self.launch(random.choice(servers), action, takes=long)
                 over.wait(pause * random.uniform(0.5, 1.5))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -37,6 +37,8 @@ class Report:
     #: Those that no strike excuses.
     doubled: list[str] = field(default_factory=list)
     strikes: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    #: Attempts that took longer than their timeout.
+    overdue: int = 0
     #: Seconds from the last strike at anybody to the next begin of what was broken off.
     slowest_recovery: float = 0.0
 
@@ -53,7 +55,7 @@ class Report:
             f"lost {len(self.lost)}, ghosts {len(self.ghosts)}, "
             f"duplicates {self.duplicates} (of {self.allowed} allowed), "
             f"unexcused {len(self.doubled)}, slowest recovery {self.slowest_recovery:.2f} s; "
-            f"{struck or 'no strikes'}"
+            f"{self.overdue} overdue, {struck or 'no strikes'}"
         )
 
 
@@ -103,6 +105,9 @@ def examine(chaos: Chaos, *, deadly: Collection[int] = ()) -> Report:
     for number in (rows.keys() | runs.keys()) - chaos.launches.keys():
         report.ghosts.append(f"ghost: nobody launched number {number}")
     _examine_runs(report, chaos, [run for several in runs.values() for run in several], deadly)
+    reports = Counter((line["id"], line["claim"]) for line in chaos.lines("overdue"))
+    report.overdue = len(reports)
+    report.doubled += [f"overdue twice: {one}" for one, times in reports.items() if times > 1]
     if chaos.kind == "app":
         _examine_effects(report, chaos)
     for strike in chaos.strikes:

@@ -17,6 +17,12 @@ from tests.chaos.under_fire import Server
 #: Seconds that a round lasts, without its start and end.
 SECONDS = 30.0
 
+#: A run that takes longer is overdue.
+_TIMEOUT = "1"
+
+#: Shares of the launches whose receivers are overdue, and of those that hang.
+_OVERDUE, _HUNG = (0.03, 3.0), (0.005, 15.0)
+
 DATABASES = ("sqlite", "postgresql", "mariadb", "app")
 
 
@@ -35,24 +41,30 @@ def plan_of(scenario: Chaos) -> str:
 
 
 def _rampage(scenario: Chaos) -> None:
-    server = scenario.serve(SITE_ASYNC_HOOKS_MAX_CRASHES="1000")
-    with scenario.load(server):
+    server = scenario.serve(SITE_ASYNC_HOOKS_MAX_CRASHES="1000", SITE_ASYNC_HOOKS_TIMEOUT=_TIMEOUT)
+    with scenario.load(server, slow=[_OVERDUE, _HUNG]):
         rampage(scenario, SECONDS, server)
 
 
 def _workers(scenario: Chaos) -> None:
     """Among those who are struck are workers; the server only adds, or relays as well."""
     relay, number = scenario.random.choice(("true", "false")), scenario.random.choice((1, 2, 8))
-    server = scenario.serve(SITE_ASYNC_HOOKS_RELAY=relay, SITE_ASYNC_HOOKS_MAX_CRASHES="1000")
+    server = scenario.serve(
+        SITE_ASYNC_HOOKS_RELAY=relay,
+        SITE_ASYNC_HOOKS_MAX_CRASHES="1000",
+        SITE_ASYNC_HOOKS_TIMEOUT=_TIMEOUT,
+    )
     options = ["--concurrency", "4", *scenario.random.choice(([], ["--max-deliveries", "100"]))]
-    workers = scenario.work(number, *options, SITE_ASYNC_HOOKS_MAX_CRASHES="1000")
-    with scenario.load(server, pause=0.2):
+    workers = scenario.work(
+        number, *options, SITE_ASYNC_HOOKS_MAX_CRASHES="1000", SITE_ASYNC_HOOKS_TIMEOUT=_TIMEOUT
+    )
+    with scenario.load(server, pause=0.2, slow=[_OVERDUE, _HUNG]):
         rampage(scenario, SECONDS, server, *workers)
 
 
 def _reloads(scenario: Chaos) -> None:
-    server = scenario.serve()
-    with scenario.load(server):
+    server = scenario.serve(SITE_ASYNC_HOOKS_TIMEOUT=_TIMEOUT)
+    with scenario.load(server, slow=[_OVERDUE]):
         for _ in range(20):
             reload(server)
             scenario.reloads += 1

@@ -11,7 +11,15 @@ import blinker
 import pytest
 from flask import Flask
 
-from async_hooks import AsyncHooks, AsyncTask, Delivery, DeliveryState, Discard, Retry
+from async_hooks import (
+    AsyncHooks,
+    AsyncTask,
+    Delivery,
+    DeliveryState,
+    Discard,
+    Retry,
+    signals,
+)
 from async_hooks.envelope import Envelope
 from async_hooks.relay import claims
 from async_hooks.state import Transport
@@ -340,3 +348,128 @@ def test_what_a_run_launches_is_delivered_too(shop: Shop, action: str) -> None:
     outer = shop.task(name="outer", run_action=lambda self, data: inner.dispatch({"n": 5}))
     launched = shop.ended(shop.dispatch(outer)).result
     assert shop.ended(launched).result == 5
+
+
+def api_error(kind: type[Exception]) -> Exception:
+    """Return an exception whose text is a number, as a careless ``return self.code`` makes it."""
+    made: type[Exception] = type("ApiError", (kind,), {"__str__": lambda self: 503})
+    return made()
+
+
+@pytest.mark.parametrize(
+    ("kind", "attempts"), [(Exception, 3), (KeyError, 3), (Discard, 1), (Retry, 3)]
+)
+def test_an_exception_without_a_text_counts_like_any_other(
+    shop: Shop, kind: type[Exception], attempts: int, caplog: pytest.LogCaptureFixture, facts: Facts
+) -> None:
+    def run_action(self: AsyncTask, data: dict[str, Any]) -> None:
+        raise api_error(kind)
+
+    shop.task(run_action=run_action, max_attempts=3)
+    delivery = shop.ended(shop.send())
+    assert (delivery.state, delivery.attempts) == (DeliveryState.DISCARDED, attempts)
+    assert delivery.error == "ApiError: <cannot be shown>"
+    assert len(facts.wait_for("failed", attempts)) == attempts
+    lines = [record.getMessage() for record in caplog.records if record.name == "async_hooks"]
+    assert sum("failed: ApiError: <cannot be shown>" in line for line in lines) == attempts
+    assert not any("before_request" in line or "listener" in line for line in lines)
+
+
+def test_odd_exceptions_hold_up_nobody_else(shop: Shop) -> None:
+    def run_action(self: AsyncTask, data: dict[str, Any]) -> None:
+        if data["odd"]:
+            raise api_error(Exception)
+
+    shop.task(run_action=run_action, max_attempts=3)
+    odd, sound = [shop.send(odd=True) for _ in range(5)], [shop.send(odd=False) for _ in range(20)]
+    assert {shop.ended(each).state for each in sound} == {DeliveryState.COMPLETED}
+    assert {shop.ended(each).attempts for each in odd} == {3}
+    assert shop.app.extensions["async_hooks"].relay.source.process.breaker.problem is None
+
+
+@pytest.mark.parametrize("after", ["soon", -1, float("nan"), 1e12, object()])
+def test_a_retry_that_says_no_time_waits_for_its_backoff(
+    shop: Shop, after: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    def run_action(self: AsyncTask, data: dict[str, Any]) -> None:
+        error = Retry("again")
+        error.after = after
+        raise error
+
+    shop.task(run_action=run_action, max_attempts=2)
+    delivery = shop.ended(shop.send())
+    assert (delivery.attempts, delivery.error) == (2, "Retry: again")
+    assert caplog.text.count("its backoff decides") == 2
+
+
+def test_a_retry_that_was_never_made_properly_is_a_retry(shop: Shop) -> None:
+    class Again(Retry):
+        def __init__(self) -> None:
+            Exception.__init__(self, "later")
+
+    def run_action(self: AsyncTask, data: dict[str, Any]) -> None:
+        raise Again
+
+    shop.task(run_action=run_action, max_attempts=2)
+    delivery = shop.ended(shop.send())
+    assert (delivery.attempts, delivery.error) == (2, "Again: later")
+
+
+class Unshown:
+    def __repr__(self) -> str:
+        raise RuntimeError("not now")
+
+
+class Elusive(dict[str, Any]):
+    def items(self) -> Any:
+        raise RuntimeError("not now")
+
+    __repr__ = Unshown.__repr__
+
+
+def nested() -> list[Any]:
+    value: list[Any] = []
+    for _ in range(100_000):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize("make_result", [Unshown, nested, Elusive])
+def test_a_result_that_cannot_be_shown_completes_its_delivery(
+    shop: Shop, make_result: Callable[[], Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    shop.task(run_action=lambda self, data: make_result())
+    delivery = shop.ended(shop.send())
+    assert (delivery.state, delivery.attempts) == (DeliveryState.COMPLETED, 1)
+    assert delivery.result == "<cannot be shown>"
+    lines = [(r.levelname, r.getMessage()) for r in caplog.records if r.name == "async_hooks"]
+    said = f"Envelope {delivery.id}: its result cannot be shown, and is not kept."
+    assert [line for line in lines if line[0] != "INFO"] == [("WARNING", said)]
+
+
+@pytest.mark.parametrize("redacted", [Unshown(), {"card": "…"}, None])
+def test_what_is_kept_of_an_error_is_text_whatever_redact_returns(
+    shop: Shop, redacted: Any
+) -> None:
+    def run_action(self: AsyncTask, data: dict[str, Any]) -> None:
+        raise Discard("4111 1111 1111 1111")
+
+    shop.hooks.redact(lambda value: redacted)
+    shop.task(run_action=run_action)
+    delivery = shop.ended(shop.send())
+    shown = "{'card': '…'}" if isinstance(redacted, dict) else "<cannot be shown>"
+    assert (delivery.state, delivery.error) == (DeliveryState.DISCARDED, shown)
+
+
+@pytest.mark.parametrize("stop", [SystemExit(80), GeneratorExit()])
+def test_a_listener_that_ends_the_run_is_the_failure_of_a_run_that_began(
+    shop: Shop, stop: BaseException, facts: Facts
+) -> None:
+    def listen(sender: Any, /, **_: Any) -> None:
+        raise stop
+
+    shop.task(run_action=lambda self, data: None, max_attempts=2)
+    with signals.task_started.connected_to(listen, shop.app):
+        delivery = shop.ended(shop.send())
+    assert (delivery.state, delivery.attempts) == (DeliveryState.DISCARDED, 2)
+    assert str(delivery.error).startswith(type(stop).__name__)

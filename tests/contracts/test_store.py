@@ -674,10 +674,35 @@ def test_what_is_cancelled_is_finished_and_nobodys(outbox: Outbox) -> None:
     assert outbox.cancel(running.id, now=NOW + 1)
     row = outbox.row(running.id)
     assert (row["state"], row["finished_at"]) == ("cancelled", NOW + 1)
-    assert [row[column] for column in COLUMNS_OF_A_HOLDER] == [None, None]
+    # Its thread goes on: who has it, can be seen until its end.
+    assert [row[column] for column in COLUMNS_OF_A_HOLDER] == ["process", None]
     assert not outbox.complete(running)
     assert not outbox.cancel(running.id)
     assert not outbox.cancel("another")
+    outbox.store.leave(running, "another process")
+    assert outbox.row(running.id)["process_id"] == "process"
+    outbox.store.leave(running, "process")
+    assert outbox.row(running.id)["process_id"] is None
+
+
+def test_what_is_cancelled_before_it_begins_is_nobodys(outbox: Outbox) -> None:
+    claimed = outbox.claimed()
+    assert outbox.cancel(claimed.id)
+    row = outbox.row(claimed.id)
+    assert [row[column] for column in COLUMNS_OF_A_HOLDER] == [None, None]
+
+
+def test_a_cancelled_delivery_that_is_retried_while_it_runs_belongs_to_its_new_attempt(
+    outbox: Outbox,
+) -> None:
+    running = outbox.begun()
+    assert outbox.cancel(running.id)
+    assert outbox.retry(running.id)
+    outbox.store.leave(running, "process")
+    [again] = outbox.claim()
+    assert outbox.begin(again)
+    assert not outbox.complete(running)
+    assert outbox.complete(again)
 
 
 def test_a_fan_out_is_cancelled_with_its_unfinished_children(outbox: Outbox) -> None:

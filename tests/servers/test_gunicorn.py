@@ -213,6 +213,30 @@ def test_an_orderly_stop_runs_what_waits(start: Start) -> None:
     assert site.notes("failed") == []
 
 
+STREAMING = [("-w", "1", "-k", "gthread", "--threads", "8"), ("-w", "1", "-k", "gevent")]
+
+
+@pytest.mark.parametrize("options", STREAMING, ids=" ".join)
+def test_a_stream_holds_back_no_launch(start: Start, options: tuple[str, ...]) -> None:
+    site, url = start(*options)
+    (stream := site.folder / "stream").touch()
+    with requests.get(f"{url}/events/1", stream=True, timeout=30):
+        site.wait_for("done", 1)  # Else it would wait for ever.
+        stream.unlink()
+    assert site.notes("method")[0]["method"] == "POST"
+
+
+@pytest.mark.parametrize("options", STREAMING, ids=" ".join)
+def test_a_stop_during_a_stream_loses_no_launch(start: Start, options: tuple[str, ...]) -> None:
+    environ = {"SITE_ASYNC_HOOKS_TRANSPORT": "in_process"}  # A server that stops takes no POST.
+    site, url = start(*options, "--graceful-timeout", "3", **environ)
+    (site.folder / "stream").touch()
+    with requests.get(f"{url}/events/1", stream=True, timeout=30) as response:
+        next(response.iter_lines())
+        site.stop()
+    assert [line["done"] for line in site.notes("done")] == [1]
+
+
 def test_a_killed_executor_is_reported_and_nothing_is_run_twice(start: Start) -> None:
     _, other_url = start()
     site, url = start(SITE_ASYNC_HOOKS_URL=other_url, SITE_ASYNC_HOOKS_FALLBACK="in_process")
@@ -226,6 +250,20 @@ def test_a_killed_executor_is_reported_and_nothing_is_run_twice(start: Start) ->
     site.hold.unlink()
     site.stop()
     assert len(site.notes("number")) == 1
+
+
+def test_an_exception_without_a_text_is_the_failure_of_a_run_that_began(
+    start: Start, tmp_path: Path
+) -> None:
+    outbox = f"sqlite:///{tmp_path / 'outbox.db'}"
+    site, url = start(SITE_ASYNC_HOOKS_OUTBOX=outbox, SITE_ASYNC_HOOKS_MAX_ATTEMPTS="1")
+    for number in range(5):
+        assert requests.get(f"{url}/api/{number}", timeout=30).ok
+        assert requests.get(f"{url}/visit/{number}", timeout=30).ok
+    wait_until(lambda: site.log.count("was discarded: ApiError: <cannot be shown>") == 5)
+    site.wait_for("done", 5)
+    assert sorted(line["called"] for line in site.notes("called")) == list(range(5))
+    assert "before_request" not in site.log
 
 
 def test_a_timeout_is_reported(start: Start) -> None:

@@ -313,6 +313,36 @@ def test_a_receiver_that_takes_its_process_with_it_harms_no_other(shop: Shop) ->
     assert log.count("ended by signal 11.") == log.count("ended with code 0.") == 2, log
 
 
+@pytest.mark.parametrize("options", [["--drain"], ["--drain", "--fresh"]], ids=["forked", "fresh"])
+def test_an_exit_code_of_a_receivers_own_is_a_crash(shop: Shop, options: list[str]) -> None:
+    shop.environ["SITE_ASYNC_HOOKS_MAX_CRASHES"] = "1"
+    endings = {"done": 80, "failed": 81, "misconfigured": 82, "used up": 83}
+    bad = [shop.add(how, f"leave as if {how}") for how in endings]
+    fine = shop.add("fine", "fork")
+    shop.add("next", "inherit")
+    assert shop.work(*options) == 0
+    assert [str(shop.get(one).state) for one in bad] == ["discarded"] * 4
+    assert shop.states()["next"] == "completed"
+    assert (shop.get(fine).state, shop.get(fine).crashes) == ("completed", 0)
+    [worker] = shop.workers
+    for code in endings.values():
+        assert worker.log.count(f"its process ended with code {code}.") == 1
+    assert worker.notes("inherited")[0]["inherited"] == 0
+
+
+@pytest.mark.parametrize("code", ["done", "failed", "misconfigured", "used up"])
+def test_an_exit_code_of_its_receivers_own_is_the_failure_of_once(shop: Shop, code: str) -> None:
+    shop.add(1, f"leave as if {code}")
+    assert shop.work("--once") == 1
+
+
+def test_a_receiver_that_tells_its_own_process_to_end_ends_no_worker(shop: Shop) -> None:
+    for number in range(3):
+        shop.add(number, "term")
+    assert shop.work("--drain") == 0
+    assert shop.states() == dict.fromkeys(range(3), "completed")
+
+
 @pytest.mark.parametrize("anywhere", ["postgresql", "mariadb"], indirect=True)
 def test_a_crash_is_counted_on_every_database(anywhere: Shop) -> None:
     bad = anywhere.add("bad", "kill")
@@ -355,16 +385,17 @@ def test_the_child_of_a_parent_that_was_killed_ends_in_order(
     assert shop.outbox.relays() == []
 
 
-def test_a_run_that_never_ends_costs_its_process_and_not_the_worker(shop: Shop) -> None:
+def test_a_run_that_never_ends_keeps_its_thread_and_not_the_worker(shop: Shop) -> None:
     shop.hold.touch()
     endless = shop.add(1, "hold")
-    worker = shop.worker(SITE_ASYNC_HOOKS_TIMEOUT="0.1")
+    worker = shop.worker(SITE_ASYNC_HOOKS_TIMEOUT="0.1", SITE_ASYNC_HOOKS_GRACE="0")
     worker.wait_for("begun", 1)
-    shop.add(2)
-    worker.wait_for("number", 1)
+    for number in range(2, 5):
+        shop.add(number)
+    worker.wait_for("number", 3)
     found = shop.get(endless)
-    assert (found.state, found.attempts, found.crashes) == ("available", 1, 0)
-    assert "ran for more than" in found.error
+    assert (found.state, found.attempts) == ("executing", 1)
+    assert len({note["pid"] for note in worker.notes("begun")}) == 1
     worker.stop()
 
 

@@ -56,6 +56,13 @@ def base() -> None:
     raise BaseException("no less")
 
 
+def inherit() -> None:
+    """Note how many sockets a program inherits that is started with all that it can."""
+    command = ["sh", "-c", "ls -l /proc/$$/fd"]
+    listed = subprocess.run(command, close_fds=False, capture_output=True, text=True, check=True)
+    note(inherited=listed.stdout.count("socket:"))
+
+
 def launch() -> None:
     Work.dispatch({"number": "urgent"}, priority=1)
     Work.dispatch({"number": "elsewhere"}, queue="other")
@@ -72,6 +79,13 @@ DEEDS: dict[str, Callable[[], Any]] = {
     "base": base,
     "exit": lambda: sys.exit(3),
     "leave": lambda: os._exit(0),
+    "leave as if done": lambda: os._exit(80),
+    "leave as if failed": lambda: os._exit(81),
+    "leave as if misconfigured": lambda: os._exit(82),
+    "leave as if used up": lambda: os._exit(83),
+    "fork": lambda: os.waitpid(os.fork() or os._exit(80), 0),
+    "term": lambda: os.kill(os.getpid(), signal.SIGTERM),
+    "inherit": inherit,
     "crash": lambda: ctypes.string_at(0),
     "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
     "print": lambda: print("printed"),

@@ -1,6 +1,7 @@
 """The app that the server tests start: it launches, and notes in a ledger what runs where.
 
-``LEDGER`` names a file; each line is JSON. A receiver waits while the file ``HOLD`` exists.
+``LEDGER`` names a file; each line is JSON. A receiver waits while the file ``HOLD`` exists, and
+events are streamed while a file ``stream`` lies beside the ledger.
 A visit launches one task, an order three, a split one with three receivers.
 """
 
@@ -8,7 +9,9 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -87,8 +90,8 @@ for name in ("pack", "bill", "thank"):
 @hooks.receiver("ordered", name="clerk")
 def clerk(sender: Flask, *, number: int) -> None:
     facts = {"order": number, "task": current_envelope.task, "id": current_envelope.id}
-    # A run in process has the environ that the library made, which names no server.
-    served = "SERVER_SOFTWARE" in request.environ or "uwsgi.version" in request.environ
+    # A run in process is in one of the library's own threads.
+    served = not threading.current_thread().name.startswith("async_hooks-")
     url = flask.url_for("order", number=number, _external=True)
     note(**facts, method=request.method, path=request.path, served=served, url=url)
     while HOLD.exists():
@@ -96,9 +99,22 @@ def clerk(sender: Flask, *, number: int) -> None:
     note(filled=number, id=current_envelope.id)
 
 
+class ApiError(Exception):
+    """Has a number for a text, as a careless ``__str__`` returns it."""
+
+    def __str__(self) -> Any:
+        return 503
+
+
+@hooks.job(name="api")
+def call_api(number: int) -> None:
+    note(called=number, id=current_envelope.id)
+    raise ApiError
+
+
 @task_failed.connect
 def failed(sender: Flask, *, envelope: Any, exception: BaseException) -> None:
-    note(failed=envelope.id, error=str(exception))
+    note(failed=envelope.id, error="" if isinstance(exception, ApiError) else str(exception))
 
 
 def visit(number: int) -> str:
@@ -121,6 +137,17 @@ def stream(number: int) -> Response:
     return Response(f"{part}\n" for part in launched)
 
 
+def events(number: int) -> Response:
+    visit(number)
+
+    def stream() -> Iterator[str]:
+        yield "data: first\n\n"
+        while (LEDGER.parent / "stream").exists():  # No next one comes.
+            time.sleep(0.01)
+
+    return Response(stream(), mimetype="text/event-stream")
+
+
 def create_app(**config: Any) -> Flask:
     app = Flask(__name__)
     app.config.update(SECRET_KEY="a key for tests, thirty-two bytes or more", **config)
@@ -128,7 +155,9 @@ def create_app(**config: Any) -> Flask:
     app.add_url_rule("/visit/<int:number>", view_func=visit)
     app.add_url_rule("/split/<int:number>", view_func=split)
     app.add_url_rule("/order/<int:number>", view_func=order)
+    app.add_url_rule("/api/<int:number>", "api", call_api.enqueue)
     app.add_url_rule("/stream/<int:number>", view_func=stream)
+    app.add_url_rule("/events/<int:number>", view_func=events)
     app.add_url_rule("/", "up", lambda: "up")
     hooks.init_app(app)
     return app

@@ -1,0 +1,113 @@
+"""Checks of what a task declares, and of what a launch asks for instead."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from .actions import action_name
+from .errors import ConfigError, OutboxRequired
+from .task import AsyncTask, Auth, LaunchOptions
+from .texts import repr_of
+from .validation import (
+    a_function,
+    checked,
+    count,
+    expecting,
+    moment,
+    names,
+    needs_outbox,
+    optional,
+    priority_number,
+    queue_name,
+    seconds,
+    seconds_or_zero,
+)
+
+_FOR_OUTBOX = (
+    *("queue", "delay", "max_attempts", "backoff", "unique_key", "ref", "finish", "discarded"),
+)
+
+
+def option_for_outbox(task: type[AsyncTask]) -> str | None:
+    """Return the first option that ``task`` declares and that needs an outbox."""
+    return next((k for k in _FOR_OUTBOX if getattr(task, k) != getattr(AsyncTask, k)), None)
+
+
+def check(task: type[AsyncTask]) -> None:
+    """Refuse a task that is declared wrongly.
+
+    :raises ConfigError: naming the class and the attribute.
+    """
+    if not (isinstance(task, type) and issubclass(task, AsyncTask)):
+        raise ConfigError(f"expected a subclass of AsyncTask to register, got: {repr_of(task)}")
+    where = task.__qualname__
+    if not hasattr(task, "action"):
+        raise ConfigError(f"{where!r} has no 'action'. Set it to the signal that triggers it.")
+    action_name(task.action)
+    for key, check_value in _OF_A_TASK.items():
+        checked(check_value, getattr(task, key), key, where=where)
+    _refuse_misspelt(task)
+
+
+def _refuse_misspelt(task: type[AsyncTask]) -> None:
+    """Refuse public attributes whose names are nearly ours: what they say would have no effect."""
+    own = [each for each in task.__mro__ if issubclass(each, AsyncTask) and each is not AsyncTask]
+    for name in (name for each in own for name in vars(each)):
+        if name.startswith("_") or name in _OURS or name.startswith(_EXTENDED):
+            continue
+        meant = _meant(name)
+        if meant is not None:
+            raise ConfigError(
+                f"{task.__qualname__!r}: {name!r} is no option and no method of a task. "
+                f"Did you mean {meant!r}? If not, give it a name that is less like it."
+            )
+
+
+def _meant(name: str) -> str | None:
+    """Return the one of our names that ``name`` looks like a misspelling of, or the beginning."""
+    wanted = name.replace("_", "")
+    beginnings = [each for each in _LONG if each.startswith(wanted)] if len(wanted) > 4 else []
+    found = beginnings or difflib.get_close_matches(wanted, _LONG, n=1, cutoff=0.86)
+    return _LONG[found[0]] if found else None
+
+
+def check_options(task: type[AsyncTask], options: LaunchOptions, *, has_outbox: bool) -> None:
+    """Refuse options that a launch of ``task`` can't have.
+
+    :raises ConfigError: naming the class and the option.
+    :raises OutboxRequired: for what only an outbox can keep.
+    """
+    for key, value in options._asdict().items():
+        if value and key != "priority" and not has_outbox:
+            raise OutboxRequired(needs_outbox(key, f"task {task.name!r}"))
+        if value is not None and key in _OF_A_LAUNCH:
+            checked(_OF_A_LAUNCH[key], value, key, where=task.name)
+
+
+#: The public names of a task, and how names begin that are made of one.
+_OURS = [
+    name
+    for name in dict.fromkeys((*AsyncTask.__annotations__, *vars(AsyncTask)))
+    if not name.startswith("_")
+]
+_EXTENDED = tuple(f"{name}_" for name in _OURS)
+#: Those that few other names are like, without the underscores.
+_LONG = {name.replace("_", ""): name for name in _OURS if len(name) > 4}
+
+_METHODS = ("prepare_data", "run_action", "backoff", "unique_key", "ref", "finish", "discarded")
+
+_OPTIONS: Mapping[str, Callable[[Any], Any]] = {
+    "auth_level": expecting(
+        "an Auth", lambda value: isinstance(value, int) and bool(value & Auth.BOTH)
+    ),
+    "priority": priority_number,
+    "timeout": optional(seconds),
+    "aliases": names,
+    "delay": seconds_or_zero,
+    "max_attempts": optional(count),
+    "queue": queue_name,
+}
+_OF_A_TASK = {**_OPTIONS, **dict.fromkeys(_METHODS, a_function)}
+_OF_A_LAUNCH = {**_OPTIONS, "run_at": moment}
