@@ -135,14 +135,8 @@ class AppBound:
 
 
 def default_name(thing: Any) -> str:
-    """Return ``module.QualName``; for ``__main__``, the module that importing its file gives.
-
-    That of a partial is its function's, that of an object that is called its class'.
-    """
-    while isinstance(thing, functools.partial):
-        thing = thing.func
-    if not hasattr(thing, "__qualname__"):
-        thing = type(thing)
+    """Return ``module.QualName``; for ``__main__``, the module that importing its file gives."""
+    thing = definition_of(thing)
     module = thing.__module__
     if module == "__main__":
         main = sys.modules["__main__"]
@@ -152,3 +146,10 @@ def default_name(thing: Any) -> str:
         elif path := getattr(main, "__file__", None):
             module = Path(path).stem
     return f"{module}.{thing.__qualname__}"
+
+
+def definition_of(thing: Any) -> Any:
+    """Return what has a name: of a partial its function, of an object that is called its class."""
+    while isinstance(thing, functools.partial):
+        thing = thing.func
+    return thing if hasattr(thing, "__qualname__") else type(thing)
