@@ -683,7 +683,7 @@ def test_no_relay_starts_by_itself_in_a_test(shops: list[Shop], action: str) -> 
 def test_a_run_that_would_split_among_receivers_of_one_name_is_parked_unbegun(
     shops: list[Shop], action: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    shop = open_shop(shops, TESTING=True)
+    shop = open_shop(shops, TESTING=True, ASYNC_HOOKS_TESTING="live")
     task = make_task(shop.hooks, action, name="order")
     ran: list[int] = []
     receivers = [lambda sender, n=n: ran.append(n) for n in range(2)]
