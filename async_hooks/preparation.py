@@ -80,8 +80,8 @@ def receivers_without_task(state: State) -> list[str]:
     fired |= {nopriv_signal(task.action).name for task in anonymous}
     problems: list[str] = []
     for signal in async_signals():
-        problems += _of_no_app(signal)
         if signal.name in fired:
+            problems += _of_no_app(signal)
             continue
         for each in connected([signal], state.app, state.tasks):
             if isinstance(each.receiver, AppBound) or not is_deferred(signal):
