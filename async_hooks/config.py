@@ -6,6 +6,7 @@ import difflib
 import math
 import re
 from collections.abc import Callable, Mapping
+from copy import copy
 from dataclasses import dataclass, field, fields
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
@@ -24,6 +25,9 @@ from .validation import (
 )
 
 PREFIX = "ASYNC_HOOKS_"
+
+#: Keys that may be set at any time, as TESTING may.
+READ_AT_LAUNCH = {"ASYNC_HOOKS_TESTING"}
 
 _URL_TEXT = re.compile(r"[!-~]+")
 _PATH_TEXT = re.compile(r"(/[A-Za-z0-9._~-]+)+")
@@ -93,6 +97,15 @@ def _audience(value: Any) -> tuple[str, ...]:
     raise Wrong("a name of up to 255 characters, or a list of such names")
 
 
+def _imports(value: Any) -> tuple[str, ...]:
+    if isinstance(value, (list, tuple)) and all(
+        isinstance(name, str) and all(part.isidentifier() for part in name.split("."))
+        for name in value
+    ):
+        return tuple(value)
+    raise Wrong("a list of modules' names, such as ['shop.tasks']")
+
+
 def _split(url: str) -> SplitResult | None:
     try:
         parts = urlsplit(url)
@@ -134,6 +147,8 @@ class Config:
     max_depth: int = _key(10, count)
     #: Launches that one run may make.
     max_launches: int = _key(10_000, count)
+    #: Modules with tasks or receivers that are imported before the app serves or relays.
+    imports: tuple[str, ...] = _key((), _imports)
     #: Where deliveries wait: a database's URL, or 'app' for the app's own; None: in memory.
     outbox: str | None = _key(None, optional(_outbox))
     #: What a launch does while that database is down: fail, or go by 'loopback', unkept.
@@ -171,13 +186,34 @@ def read(mapping: Mapping[str, Any]) -> Config:
     """
     known = {PREFIX + f.name.upper(): f for f in fields(Config)}
     values: dict[str, Any] = {}
-    for key, value in mapping.items():
-        if not key.startswith(PREFIX):
-            continue
+    for key, value in keys_of(mapping).items():
         if key not in known:
             raise ConfigError(_unknown(key, list(known)))
         values[known[key].name] = checked(known[key].metadata["check"], value, key)
     return Config(**values)
+
+
+def keys_of(mapping: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the ``ASYNC_HOOKS_`` keys in ``mapping``, with lists and dicts as they are now."""
+    return {
+        key: copy(value) if isinstance(value, (dict, list)) else value
+        for key, value in mapping.items()
+        if key.startswith(PREFIX)
+    }
+
+
+def refuse_late(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuse keys that have changed since they were read.
+
+    :raises ConfigError: naming the first of them.
+    """
+    for key in sorted({*before, *now} - READ_AT_LAUNCH):
+        is_there = key in before and key in now
+        if not (is_there and (before[key] is now[key] or before[key] == now[key])):
+            raise ConfigError(
+                f"{key!r} was set after init_app, which had read the configuration by then. "
+                "Set it before init_app."
+            )
 
 
 def _unknown(key: str, known: list[str]) -> str:

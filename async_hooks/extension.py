@@ -13,8 +13,9 @@ from flask import Flask, current_app, request_started
 
 from . import config as configuration
 from . import log
-from .actions import action_signal, async_signal
+from .actions import action_signal, async_signal, note_deferred
 from .alembic import join_flask_migrate
+from .connected import end_period
 from .context import Capture, Context, Restore
 from .declarations import check, option_for_outbox
 from .endpoint import executor
@@ -24,9 +25,10 @@ from .errors import ConfigError, OutboxRequired
 from .jobs import Job, P, R
 from .launch.after_response import AfterResponse, at_teardown
 from .launch.launcher import Trigger
+from .preparation import prepare_to_serve
 from .receivers import Receiver
 from .recorder import Recorder, recording
-from .registry import Registry
+from .registry import Registry, default_name
 from .state import KEY, current_state
 from .task import AsyncTask
 from .transports.address import Address
@@ -87,12 +89,15 @@ class AsyncHooks:
             app,
             AfterResponse(app.wsgi_app),
             config=config,
+            prepare=partial(prepare_to_serve, state),
             observe=address.observe,
             start=state.relay.start if state.relay is not None and config.relay else None,
         )
         if config.outbox is not None:
             join_flask_migrate(app)
         log.subscribe()
+        end_period()
+        self._tasks.has_app = True
         if config.outbox is None:
             self._tasks.keep_refusing()
             self._receivers.keep_refusing()
@@ -108,6 +113,7 @@ class AsyncHooks:
         """
         check(task)
         if self._tasks.find(task.name) is not task:
+            note_deferred(task.action)
             trigger = Trigger(task, self._tasks)
             self._add(self._tasks, task, task, action_signal(task.action), trigger)
         return task
@@ -220,7 +226,7 @@ class AsyncHooks:
         bound: Any = None,
     ) -> None:
         """Add ``entry``, connect ``bound`` for it, and end the connection of what it replaces."""
-        is_local = "<locals>" in getattr(definition, "__qualname__", "")
+        is_local = "<locals>" in default_name(definition)
         replaced = registry.add(entry, period=self._period if is_local else None)
         if replaced in self._tasks.connections:
             self._tasks.connections.pop(replaced)()

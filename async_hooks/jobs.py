@@ -11,7 +11,7 @@ from typing import Any, Generic, ParamSpec, TypedDict, TypeVar, Unpack
 
 from .errors import ConfigError
 from .receivers import awaited
-from .registry import default_name
+from .registry import default_name, definition_of
 from .state import current_state
 from .task import AsyncTask
 from .validation import did_you_mean
@@ -133,11 +133,12 @@ def _task(function: Callable[..., Any], options: Mapping[str, Any]) -> type[Asyn
     for key in METHODS:
         if key in members:
             members[key] = staticmethod(members[key])
+    definition = definition_of(function)
     members["action"] = f"job:{members['name']}"
     members.update(
         run_action=run_action,
-        __module__=function.__module__,
-        __qualname__=function.__qualname__,
+        __module__=definition.__module__,
+        __qualname__=definition.__qualname__,
         __doc__=function.__doc__,
     )
-    return type(function.__name__, (AsyncTask,), members)
+    return type(definition.__name__, (AsyncTask,), members)

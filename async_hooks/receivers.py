@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 import logging
-import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -15,7 +14,10 @@ import blinker
 from flask import Flask
 
 from .actions import async_signal, nopriv_signal
+from .connected import connected
+from .context import admits
 from .envelope import Envelope
+from .errors import ConfigError
 from .registry import AppBound, Registry, default_name
 from .state import State
 from .task import DISCARDED, AsyncTask, exponential
@@ -61,19 +63,58 @@ def receivers_of(
 ) -> dict[str, Callable[..., Any]]:
     """Return the receivers that ``task`` reaches, in the order of their connection, by name.
 
-    A receiver is called ``module.QualName`` unless it has a ``name``. Closures of one factory
-    share theirs: the second is called ``…#2``.
+    A receiver is called ``module.QualName`` unless it has a ``name``. Of three that share theirs,
+    the second is called ``…#2/3``: who looks for it finds it among as many only.
     """
-    named: dict[str, Callable[..., Any]] = {}
-    for signal in _signals_of(task.action, anonymous):
-        for receiver in _connected(signal, state):
-            base = name = _name_of(receiver)
-            count = 1
-            while name in named:
-                count += 1
-                name = f"{base}#{count}"
-            named[name] = receiver
+    reached = connected(_signals_of(task.action, anonymous), state.app, state.tasks)
+    named = {each.name: each.receiver for each in reached}
+    if len(named) == len(reached):
+        return named
+    shared = Counter(each.name for each in reached)
+    numbers: Counter[str] = Counter()
+    named = {}
+    for name, receiver, *_ in reached:
+        numbers[name] += 1
+        number, of = numbers[name], shared[name]
+        named[name if of == 1 else f"{name}#{number}/{of}"] = receiver
     return named
+
+
+def explain_shared_name(
+    state: State, task: type[AsyncTask], *, anonymous: bool | None = None
+) -> str | None:
+    """Say which receivers that one run of ``task`` reaches share a name; None if none do.
+
+    ``anonymous`` is whose run it is, by default that of any visitor whom the task is for.
+    """
+    if anonymous is None:
+        anonymous = admits(task.auth_level, anonymous=True)
+    reached = connected(_signals_of(task.action, anonymous), state.app, state.tasks)
+    for name, number in Counter(each.name for each in reached).items():
+        if number > 1:
+            return (
+                f"{number} receivers of task {task.name!r} are called {name!r}, so a delivery may "
+                "not find its own. Give each another name with hooks.receiver(…, name=…)."
+            )
+    return None
+
+
+def refuse_shared_names(state: State, task: type[AsyncTask]) -> None:
+    """Refuse to launch ``task`` as long as receivers that one run of it reaches share a name.
+
+    :raises ConfigError: with an outbox, where each waits for its own; without one, warn once.
+    """
+    number = sum(len(signal.receivers) for signal in _signals_of(task.action, True))
+    checked, known = state.checked_receivers.get(task.name, (None, None))
+    if number == checked:
+        return
+    problem = explain_shared_name(state, task)
+    if problem is not None:
+        if state.config.outbox is not None:
+            raise ConfigError(problem)
+        if known is None:
+            logger.warning("%s", problem)
+    state.checked_receivers[task.name] = number, problem
 
 
 @lru_cache(maxsize=1024)
@@ -154,12 +195,26 @@ def kinds_of(state: State) -> set[tuple[str, str]]:
     kinds: set[tuple[str, str]] = set()
     for name, task in state.tasks.all().items():
         kinds |= {(name, ""), (name, DISCARDED)}
-        # An anonymous visitor's run reaches them all, under the names that others have as well.
-        for receiver_name, receiver in receivers_of(state, task, anonymous=True).items():
-            kinds.add((name, receiver_name))
-            if isinstance(receiver, Receiver):
-                kinds.update((name, alias) for alias in receiver.aliases)
+        # An anonymous visitor's run reaches more, and some then share a name.
+        visitors = (False, True) if nopriv_signal(task.action).receivers else (False,)
+        for anonymous in visitors:
+            for each, receiver in receivers_of(state, task, anonymous=anonymous).items():
+                kinds.add((name, each))
+                if isinstance(receiver, Receiver):
+                    kinds.update((name, alias) for alias in receiver.aliases)
     return kinds
+
+
+def explain_unknown(state: State, task: str, receiver: str | None, and_so: str) -> str:
+    """Say that this code does not know a task or its receiver, ``and_so`` on, and what to do."""
+    what = f"Task {task!r}"
+    if receiver and state.tasks.find(task) is not None:
+        what = f"Receiver {receiver!r} of task {task!r}"
+    return (
+        f"{what} is unknown to this code, {and_so}. If its module is not imported at the start, "
+        "name that in 'ASYNC_HOOKS_IMPORTS'; if it was renamed, add its old name to 'aliases'; if "
+        "it was removed, let its deliveries finish first, or cancel them."
+    )
 
 
 def call(app: Flask, receiver: Callable[..., Any], kwargs: Mapping[str, Any]) -> Any:
@@ -182,21 +237,3 @@ def awaited(app: Flask, result: Any) -> Any:
 
         return asyncio.run(wait())
     return run()
-
-
-def _connected(signal: blinker.Signal, state: State) -> Iterator[Any]:
-    # blinker calls receivers in the order of memory addresses, but keeps the order they came in.
-    reached = list(signal.receivers_for(state.app))
-    for reference in list(signal.receivers.values()):
-        receiver: Any = reference() if isinstance(reference, weakref.ref) else reference
-        is_ours = not isinstance(receiver, AppBound) or receiver.tasks() is state.tasks
-        if is_ours and receiver in reached:
-            yield receiver
-
-
-def _name_of(receiver: Any) -> str:
-    if isinstance(receiver, AppBound):
-        return receiver.name
-    while isinstance(receiver, functools.partial):
-        receiver = receiver.func
-    return default_name(receiver if hasattr(receiver, "__qualname__") else type(receiver))

@@ -66,7 +66,7 @@ class Held(Recorder):
 @contextmanager
 def recording(app: Flask) -> Iterator[Recorder]:
     """Hold back what ``app`` launches until the block ends; what was held before stays aside."""
-    state_of(app)  # So that an app without an AsyncHooks is told so.
+    state_of(app).prepare()
     state: State = app.extensions[KEY]
     recorder = Recorder(Immediate(app, Eager(app)))
     app.extensions[KEY] = replace(_held_by(recorder, state), under_test=None)

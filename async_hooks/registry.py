@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import sys
 import weakref
 from collections.abc import Callable, Iterable, Mapping
@@ -20,6 +22,8 @@ class Entry(Protocol):
     def aliases(self) -> Iterable[str]: ...
 
 
+logger = logging.getLogger("async_hooks")
+
 T = TypeVar("T", bound=Entry)
 
 
@@ -37,6 +41,8 @@ class Registry(Generic[T]):
         self._kind = kind
         self._option_for_outbox = option_for_outbox
         self._lacks_outbox = False
+        #: Whether an app was set up with its AsyncHooks, and whether the lack of one was reported.
+        self.has_app = self.is_reported = False
         #: What ends each connection; holds what is connected for as long as an app has the tasks.
         self.connections: dict[Any, Callable[[], object]] = {}
         self._entries: dict[str, T] = {}
@@ -115,9 +121,22 @@ class AppBound:
         #: The tasks of the AsyncHooks that it is of. Weak, because they hold what is connected.
         self.tasks = weakref.ref(tasks)
 
+    def warn_without_app(self) -> None:
+        """Warn, once for each AsyncHooks, if no app was ever set up with it."""
+        tasks = self.tasks()
+        if tasks is None or tasks.has_app or tasks.is_reported:
+            return
+        tasks.is_reported = True
+        logger.warning(
+            "The action of task %r was sent, and not launched: no app has its AsyncHooks. Call "
+            "init_app(app) of the object that the task is registered with.",
+            self.name,
+        )
+
 
 def default_name(thing: Any) -> str:
     """Return ``module.QualName``; for ``__main__``, the module that importing its file gives."""
+    thing = definition_of(thing)
     module = thing.__module__
     if module == "__main__":
         main = sys.modules["__main__"]
@@ -127,3 +146,10 @@ def default_name(thing: Any) -> str:
         elif path := getattr(main, "__file__", None):
             module = Path(path).stem
     return f"{module}.{thing.__qualname__}"
+
+
+def definition_of(thing: Any) -> Any:
+    """Return what has a name: of a partial its function, of an object that is called its class."""
+    while isinstance(thing, functools.partial):
+        thing = thing.func
+    return thing if hasattr(thing, "__qualname__") else type(thing)

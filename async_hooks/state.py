@@ -134,10 +134,14 @@ class State:
     redact: Callable[[Any], Any] = lambda value: value
     #: What ``hooks.outbox`` is.
     outbox: Any = None
+    #: Makes the app ready to serve, to relay or to be managed, once in each process.
+    prepare: Callable[[], None]
     #: False while nothing that is launched could run anywhere.
     is_reachable: Callable[[], bool]
     #: The record that takes this one's place while the app is under test; None: this one does.
     under_test: State | None = None
+    #: By task: how many receivers were connected when their names were checked, and what was wrong.
+    checked_receivers: dict[str, tuple[int, str | None]] = field(default_factory=dict)
     #: The tasks that were reported for reaching no receiver.
     without_receivers: set[str] = field(default_factory=set)
 

@@ -18,6 +18,7 @@ from .host.per_process import PerProcess
 from .host.replay import ReplayGuard
 from .launch import launcher
 from .launch.after_response import close_open
+from .preparation import Preparation
 from .recorder import under_test
 from .registry import Registry
 from .relay.memory import Immediate, Memory, MemoryRelay
@@ -78,6 +79,7 @@ def wire(
         process=process,
         redact=context.redact,
         outbox=opened.outbox if opened is not None else None,
+        prepare=Preparation(app, config),
         is_reachable=lambda: has_other_way or address.may_be_known,
     )
     return replace(state, under_test=under_test(state))

@@ -17,8 +17,8 @@ import pytest
 from flask import Flask
 
 from async_hooks import AsyncHooks, AsyncTask, Delivery, DeliveryState
-from async_hooks.delivery import Ending
-from async_hooks.envelope import Envelope
+from async_hooks.delivery import Claim, Ending
+from async_hooks.envelope import Envelope, new_id
 from async_hooks.errors import (
     ConnectionBroken,
     OutboxUnavailable,
@@ -32,6 +32,7 @@ from async_hooks.outbox.engines import engine_for
 from async_hooks.outbox.open import Opened
 from async_hooks.outbox.processes import Processes
 from async_hooks.outbox.store import Store
+from async_hooks.receivers import kinds_of
 from async_hooks.relay.claims import Claims
 from async_hooks.relay.process import Process
 from async_hooks.state import state_of
@@ -267,6 +268,47 @@ def test_what_is_unknown_here_is_left_to_others(shop: Shop, action: str) -> None
     other = Peer(shop, stranger)
     assert other.turn() == []
     assert [envelope.id for envelope in shop.peer().turn()] == [launched]
+
+
+def test_each_kind_that_is_due_and_unknown_is_warned_of_once(
+    shop: Shop, caplog: pytest.LogCaptureFixture
+) -> None:
+    def unknown() -> list[str]:
+        lines = [record.getMessage() for record in caplog.records]
+        return [line for line in lines if "is unknown to this code" in line]
+
+    def add(task: str, receiver: str | None = None, after: float = 0) -> None:
+        at = time.time() + after
+        envelope = Envelope(id=new_id(), task=task, body="{}", receiver=receiver, run_at=at)
+        peer.store.add([envelope])
+
+    peer = shop.peer()
+    add("gone")
+    add("later", after=60)
+    peer.turn()
+    [line] = unknown()
+    assert line.startswith("Task 'gone' is unknown to this code, so its deliveries wait.")
+    assert "'ASYNC_HOOKS_IMPORTS'" in line
+    add("gone")
+    add(shop.task.name, "crm")
+    for _ in range(6):
+        peer.heartbeat(shop)
+    [_, line] = unknown()
+    assert line.startswith(f"Receiver 'crm' of task {shop.task.name!r} is unknown to this code")
+    shop.clock.at += 60
+    peer.turn()
+    assert "Task 'later'" in unknown()[2]
+
+
+def test_what_is_unknown_is_seen_behind_any_backlog_once_that_is_done(shop: Shop) -> None:
+    shop.launch(300)
+    peer = shop.peer()
+    peer.store.add([Envelope(id=new_id(), task="gone", body="{}")])
+    assert peer.store.due_kinds() == {(shop.task.name, "")}
+    for envelope in peer.store.claim(Claim("p", "l"), kinds_of(state_of(shop.app)), 300)[0]:
+        assert peer.begin(envelope)
+        assert peer.complete(envelope)
+    assert peer.store.due_kinds() == {("gone", "")}
 
 
 def test_an_alias_knows_its_former_self(shop: Shop, action: str) -> None:

@@ -19,14 +19,14 @@ from click.testing import Result
 from flask import Flask
 from sqlalchemy import update
 
-from async_hooks import AsyncHooks, AsyncTask
+from async_hooks import AsyncHooks, AsyncTask, async_signal
 from async_hooks.cli import cli
 from async_hooks.envelope import Envelope, new_id
 from async_hooks.host.runtime_dir import runtime_dir
 from async_hooks.outbox import schema, tables
 from async_hooks.outbox.processes import BATCH, Processes
 from async_hooks.state import state_of
-from tests.support.apps import make_app, plain_app
+from tests.support.apps import make_app, make_task, plain_app
 from tests.support.databases import KINDS, fresh_database
 
 OUTBOX_COMMANDS = (
@@ -602,6 +602,21 @@ def test_check_warns_of_tasks_that_reach_nobody(action: str) -> None:
     assert f"Warning: Task 'task of {action}' reaches no receiver." in result.stderr
 
 
+@pytest.mark.parametrize("url", [None, "sqlite:///outbox.db"])
+def test_check_names_receivers_that_share_a_name(action: str, url: str | None) -> None:
+    app, hooks = make_app(ASYNC_HOOKS_OUTBOX=url)
+    make_task(hooks, action, name="order", aliases=["former"])
+    receivers: list[Callable[..., Any]] = [lambda sender, n=n: n for n in range(3)]
+    for receiver in receivers:
+        async_signal(action).connect(receiver)
+    result = run(app, "check")
+    assert result.exit_code == (0 if url is None else 1)
+    severity = "Warning" if url is None else "Error"
+    assert f"{severity}: 3 receivers of task 'order' are called 'tests.test_cli." in result.stderr
+    assert result.stderr.count("3 receivers") == 1
+    assert "hooks.receiver(…, name=…)" in result.stderr
+
+
 def test_health_tells_a_monitor_in_one_line(shop: Shop) -> None:
     assert shop.run("health").output == "OK: nothing is due; relays alive: 0.\n"
     assert shop.json("health") == {
@@ -636,7 +651,7 @@ def test_health_without_its_database_is_still_an_answer() -> None:
 SITE = """
 import os
 from flask import Flask
-from async_hooks import AsyncHooks, AsyncTask
+from async_hooks import AsyncHooks, AsyncTask, async_signal
 
 hooks = AsyncHooks()
 

@@ -55,6 +55,32 @@ def named() -> None: ...
 def other() -> None: ...
 
 
+class Resizer:
+    def __init__(self, ran: list[int]) -> None:
+        self.ran = ran
+
+    def __call__(self, width: int) -> None:
+        self.ran.append(width)
+
+
+def test_a_partial_or_an_object_that_is_called_is_a_job_too() -> None:
+    app, hooks = make_app()
+    ran: list[int] = []
+    of_object, of_partial = hooks.job(Resizer(ran)), hooks.job(functools.partial(_resize, ran))
+    assert of_object.task.name == f"{__name__}.Resizer"
+    assert of_partial.task.name == f"{__name__}._resize"
+    with app.app_context():
+        of_object.enqueue(width=1)
+        of_partial.enqueue(width=2)
+    assert ran == [1, 2]
+    with pytest.raises(ConfigError, match="is already the name of another task"):
+        hooks.job(functools.partial(_resize, ran))
+
+
+def _resize(ran: list[int], width: int) -> None:
+    ran.append(width)
+
+
 def test_a_coroutine_is_awaited() -> None:
     app, hooks = make_app()
     ran: list[int] = []

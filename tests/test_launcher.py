@@ -108,6 +108,33 @@ def test_a_signal_without_a_context_launches_nothing_and_says_so(
     assert [r.message for r in caplog.records if "outside of an application" in r.message] != []
 
 
+@pytest.mark.parametrize("is_mixed_up", [False, True], ids=["no AsyncHooks", "another one"])
+def test_a_signal_in_an_app_whose_init_app_was_forgotten_is_warned_of_once(
+    action: str, caplog: pytest.LogCaptureFixture, is_mixed_up: bool
+) -> None:
+    app, hooks = plain_app(), AsyncHooks()
+    if is_mixed_up:
+        AsyncHooks(app)
+    for name in ("order", "another"):
+        make_task(hooks, action, name=name)
+    with app.app_context():
+        for _ in range(2):
+            blinker.signal(action).send(app)
+    [line] = [record.getMessage() for record in caplog.records]
+    assert "was sent, and not launched: no app has its AsyncHooks. Call init_app(app)" in line
+
+
+def test_a_signal_in_an_app_of_others_is_none_of_its_business(
+    action: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, hooks = make_app()
+    make_task(hooks, action)
+    other = plain_app()
+    with other.app_context():
+        blinker.signal(action).send(other)
+    assert caplog.records == []
+
+
 def test_the_launching_receiver_returns_the_id(action: str, facts: Facts) -> None:
     app, hooks = make_app()
     make_task(hooks, action)

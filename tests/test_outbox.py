@@ -697,3 +697,21 @@ def test_no_relay_starts_by_itself_in_a_test(shops: list[Shop], action: str) -> 
         task.dispatch({})
         assert shop.hooks.outbox.relays() == []
         assert shop.hooks.outbox.counts()["available"] == 1
+
+
+def test_a_run_that_would_split_among_receivers_of_one_name_is_parked_unbegun(
+    shops: list[Shop], action: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    shop = open_shop(shops, TESTING=True, ASYNC_HOOKS_TESTING="live")
+    task = make_task(shop.hooks, action, name="order")
+    ran: list[int] = []
+    receivers = [lambda sender, n=n: ran.append(n) for n in range(2)]
+    async_signal(action).connect(receivers[0])
+    with shop.app.app_context():
+        launched = task.dispatch({})
+    async_signal(action).connect(receivers[1])
+    relay: Any = state_of(shop.app).relay
+    relay.start()
+    wait_until(lambda: "parked: 2 receivers of task 'order'" in caplog.text, "the warning")
+    delivery = shop.wait_for(launched, "available")
+    assert (delivery.attempts, ran) == (0, [])

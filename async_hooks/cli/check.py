@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from ..errors import OutboxUnavailable
-from ..receivers import receivers_of
+from ..errors import ConfigError, OutboxUnavailable
+from ..preparation import receivers_without_task
+from ..receivers import explain_shared_name, explain_unknown, receivers_of
 from ..state import State, current_state
 from ..task import AsyncTask
 from .options import as_json, cli
@@ -28,6 +29,11 @@ def check(as_json: bool) -> int:
     problems: list[str] = []
     backlog: list[Any] = []
     try:
+        state.prepare()
+        problems += receivers_without_task(state)
+    except ConfigError as error:
+        problems.append(str(error))
+    try:
         if state.outbox is not None and state.outbox.check_tables():
             backlog = state.outbox.backlog()
             problems += state.outbox.losses() + state.outbox.orphaned()
@@ -35,10 +41,15 @@ def check(as_json: bool) -> int:
         problems.append(str(error))
     unknown = [waiting for waiting in backlog if not waiting.is_known]
     problems += [_explain_unknown(state, waiting) for waiting in unknown]
+    warnings, shared = _without_receivers(state), _with_shared_names(state)
+    if state.config.outbox is None:
+        warnings += shared
+    else:
+        problems += shared
     found = {
         "ok": not problems,
         "problems": problems,
-        "warnings": _without_receivers(state),
+        "warnings": warnings,
         "unfinished": None if state.outbox is None else sum(waiting.count for waiting in backlog),
         "unknown": [{"task": w.task, "receiver": w.receiver, "count": w.count} for w in unknown],
     }
@@ -48,25 +59,30 @@ def check(as_json: bool) -> int:
 
 def _without_receivers(state: State) -> list[str]:
     """Return warnings of what is not an error in an app that is still being written."""
-    tasks = {task.name: task for task in state.tasks.all().values()}
-    if not tasks:
+    if not state.tasks.all():
         return ["No task is registered. Does your app factory import the tasks' module?"]
     return [
-        f"Task {name!r} reaches no receiver. Does your app factory import the receivers' module?"
-        for name, task in tasks.items()
+        f"Task {task.name!r} reaches no receiver. Does your app factory import the receivers' "
+        "module?"
+        for task in _tasks(state)
         if task.run_action is AsyncTask.run_action and not receivers_of(state, task, anonymous=True)
     ]
 
 
+def _with_shared_names(state: State) -> list[str]:
+    """Say of which tasks no launch would be accepted, if there were an outbox."""
+    explained = (explain_shared_name(state, task) for task in _tasks(state))
+    return [problem for problem in explained if problem is not None]
+
+
+def _tasks(state: State) -> list[type[AsyncTask]]:
+    """Return each task once, whatever former names it has."""
+    return [task for name, task in state.tasks.all().items() if name == task.name]
+
+
 def _explain_unknown(state: State, waiting: Any) -> str:
-    what = f"Task {waiting.task!r}"
-    if state.tasks.find(waiting.task) is not None:
-        what = f"Receiver {waiting.receiver!r} of task {waiting.task!r}"
-    return (
-        f"{what} is unknown to this code, and has {counted(waiting.count, 'unfinished ')}. If it "
-        "was renamed, add its old name to 'aliases'; if it was removed, let its deliveries finish "
-        "first, or cancel them."
-    )
+    and_so = f"and has {counted(waiting.count, 'unfinished ')}"
+    return explain_unknown(state, waiting.task, waiting.receiver, and_so)
 
 
 def _check_in_words(found: dict[str, Any]) -> Iterator[str]:

@@ -70,7 +70,9 @@ def one_of(*states: DeliveryState) -> click.Choice[str]:
 
 def needed_outbox() -> Outbox:
     """Return the app's outbox, or end the command with exit code 2."""
-    outbox: Outbox | None = current_state().outbox
+    state = current_state()
+    state.prepare()
+    outbox: Outbox | None = state.outbox
     if outbox is None:
         command = f"flask async-hooks {click.get_current_context().info_name}"
         raise click.UsageError(needs_outbox(command, repr(current_app.name)))

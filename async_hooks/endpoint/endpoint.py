@@ -55,8 +55,8 @@ class Rejected(TokenError):
 class Endpoint:
     """Receives tokens at ``POST <prefix>/run``; lets everything else pass.
 
-    ``observe`` is shown the environ of every request that comes in, and ``start`` is called before
-    those that a server passes in.
+    ``prepare`` is called before the first request, ``observe`` is shown the environ of every
+    request that comes in, and ``start`` is called before those that a server passes in.
     """
 
     def __init__(
@@ -65,18 +65,23 @@ class Endpoint:
         wsgi_app: WSGIApplication,
         *,
         config: Config,
+        prepare: Callable[[], None],
         observe: Callable[[Mapping[str, object]], None],
         start: Callable[[], None] | None,
     ) -> None:
         self._app = app
         self._wsgi_app = wsgi_app
         self._path = config.url_prefix + "/run"
+        self._prepare: Callable[[], None] | None = prepare
         self._observe = observe
         self._start = start
         # A fork would copy the slots that its parent's runs hold, and nobody would give them back.
         self._slots = PerProcess(lambda: _Slots(config.concurrency))
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        if self._prepare is not None:
+            self._prepare()
+            self._prepare = None
         attempt: Attempt | None = environ.get(ATTEMPT)
         if attempt is not None:
             attempt.verdict = execute(attempt, self._wsgi_app, environ)

@@ -15,7 +15,7 @@ from flask import Flask, Response, abort, request
 
 from ..context import admits, current_attempt
 from ..errors import OutboxUnavailable
-from ..receivers import awaited, find_receiver
+from ..receivers import awaited, explain_shared_name, find_receiver
 from ..signals import send, send_in_context, task_failed, task_started, task_succeeded
 from ..task import AsyncTask, Discard, Retry
 from ..texts import log_exception
@@ -134,6 +134,11 @@ def _resolve(attempt: Attempt) -> type[AsyncTask] | Verdict:
         and find_receiver(attempt.receivers_of(task), name) is None
     ):
         return Verdict(Outcome.UNKNOWN, unconnected(name, task))
+    if envelope.lease is not None and name is None and len(attempt.receivers_of(task)) > 1:
+        # Connected since it was launched; its children would not find their own receivers again.
+        problem = explain_shared_name(attempt.state, task, anonymous=attempt.anonymous)
+        if problem is not None:
+            return Verdict(Outcome.UNKNOWN, problem)
     if not admits(task.auth_level, anonymous=attempt.anonymous):
         return Verdict(Outcome.DISCARDED, "The visitor it was launched for is gone.")
     return task

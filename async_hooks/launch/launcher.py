@@ -1,7 +1,4 @@
-"""The launcher: it turns a sent signal into an envelope.
-
-Launches are a request's first reason to put something off until :mod:`.after_response`.
-"""
+"""The launcher: it turns a sent signal into an envelope."""
 
 from __future__ import annotations
 
@@ -19,6 +16,7 @@ from ..declarations import check_options
 from ..envelope import Envelope, new_id
 from ..errors import AsyncHooksError, ConfigError, DataError, OutboxUnavailable
 from ..log import one_line
+from ..receivers import refuse_shared_names
 from ..registry import AppBound, Registry
 from ..signals import send, task_failed, task_launched
 from ..snapshot import plain, snapshot
@@ -27,6 +25,11 @@ from ..task import AsyncTask, Auth, LaunchOptions, SkipTask
 from ..texts import repr_of
 from ..validation import is_text, seconds_or_zero
 from .after_response import after_response
+
+_NO_CONTEXT = (
+    "The action of task %r was sent outside of an application context, so it was not launched. "
+    "Send it inside 'with app.app_context():'."
+)
 
 logger = logging.getLogger("async_hooks")
 
@@ -42,12 +45,13 @@ class Trigger(AppBound):
     def __call__(self, sender: Any, /, **kwargs: Any) -> str | None:
         """Launch, and return the envelope's id; None where there is nothing to launch."""
         if not current_app:
-            self._report_no_context()
+            if not self._reported:
+                logger.error(_NO_CONTEXT, self.name)
+            self._reported = True
             return None
-        if KEY not in current_app.extensions:
-            return None
-        state = current_state()
-        if self.tasks() is not state.tasks:
+        state = current_state() if KEY in current_app.extensions else None
+        if state is None or self.tasks() is not state.tasks:
+            self.warn_without_app()
             return None
         attempt = _attempt_of(state)
         if attempt is not None and not attempt.launching:
@@ -69,15 +73,6 @@ class Trigger(AppBound):
                 raise
             return None
         return _launch(state, attempt, envelope)
-
-    def _report_no_context(self) -> None:
-        if not self._reported:
-            self._reported = True
-            logger.error(
-                "The action of task %r was sent outside of an application context, so it was not "
-                "launched. Send it inside 'with app.app_context():'.",
-                self.name,
-            )
 
 
 def dispatch(
@@ -142,6 +137,7 @@ def _envelope(
             "'ASYNC_HOOKS_URL' is not set, no request has shown yet where this app listens, and "
             "'ASYNC_HOOKS_FALLBACK' is None. Set one of them."
         )
+    refuse_shared_names(state, task)
     if attempt is not None:
         attempt.count_launch(task)
     # What travels beside the data counts as well: the endpoint limits the whole.

@@ -20,6 +20,7 @@ from . import attempts, claiming
 from .connections import Connection
 from .database import Database
 from .rows import INSERT, add, envelope_of, holder_of, row_of
+from .waiting import due_kinds
 
 #: Seconds that a row which can't be read is left alone.
 _ASIDE = 60.0
@@ -103,6 +104,10 @@ class Store:
                 available = DeliveryState.AVAILABLE
                 self.record(envelope, Ending(available, now + _ASIDE, error, unused=True))
         return envelopes, None if later is None else later - now
+
+    def due_kinds(self) -> set[tuple[str, str]]:
+        """Return the (task, receiver) of what is due first in each queue, known or not."""
+        return due_kinds(self.database, self.audiences, self.now())
 
     def make_due(self) -> int:
         """Make due what was due already, before the clock was set back."""

@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ..envelope import Envelope
-from ..receivers import kinds_of
-from ..state import state_of
 from ..verdict import Outcome
+from .kinds import Kinds
 from .outcomes import LOST
 from .runs import key_of
 from .settle import Settler
@@ -43,6 +42,7 @@ class Maintenance:
     def __init__(self, settler: Settler, opened: Opened, name: str, queues: Sequence[str]) -> None:
         #: The (task, receiver) that this code knows.
         self.kinds: set[tuple[str, str]] = set()
+        self._kinds = Kinds(settler.app, settler.store)
         self._settler = settler
         self._app = settler.app
         self._store = settler.store
@@ -64,8 +64,8 @@ class Maintenance:
         """Do at times what need not be done for each launch; tell whether more may be due."""
         if now < self._maintain_at:
             return False
-        self.kinds = kinds_of(state_of(self._app))
         has_released = self.live()
+        self.kinds = self._kinds.known(now)
         if stale := self._process.stale(self._process.senders(self._config.concurrency)):
             self._settler.release(stale)
         self._tidy(now)

@@ -22,8 +22,12 @@ METHODS = {
     "import_module", "load_source", "Popen",
 }  # fmt: skip
 
-#: The worker starts itself anew, with the very arguments that it was started with.
-MEANT = {"supervisor.py": {"posix_spawn"}}
+#: The worker starts itself anew, with the very arguments that it was started with, and the app's
+#: own configuration names modules to import.
+MEANT = {
+    "supervisor.py": {"posix_spawn"},
+    "preparation.py": {"importlib", "import_module"},
+}
 
 
 def offences(source: str) -> Iterator[str]:
