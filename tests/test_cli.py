@@ -625,6 +625,7 @@ def test_health_tells_a_monitor_in_one_line(shop: Shop) -> None:
         "oldest_due_seconds": None,
         "relays_alive": 0,
         "overdue": [],
+        "skew_seconds": None,
     }
     late = shop.add()
     shop.set(late, run_at=shop.store.now() - 1000)

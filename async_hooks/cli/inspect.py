@@ -34,7 +34,7 @@ def health(patience: float, as_json: bool) -> int:
     outbox = needed_outbox()
     if patience == 0:
         raise click.BadParameter("expected more than 0 seconds", param_hint="'--patience'")
-    keys = ("ok", "problem", "oldest_due_seconds", "relays_alive", "overdue")
+    keys = ("ok", "problem", "oldest_due_seconds", "relays_alive", "overdue", "skew_seconds")
     found: dict[str, Any] = dict.fromkeys(keys)
     try:
         health = outbox.health(patience=patience)
@@ -44,7 +44,7 @@ def health(patience: float, as_json: bool) -> int:
         found["ok"], found["problem"] = health.ok, health.problem
         found["oldest_due_seconds"] = _seconds(health.oldest_due)
         found["relays_alive"] = sum(relay.is_alive for relay in health.relays)
-        found["overdue"] = health.overdue
+        found["overdue"], found["skew_seconds"] = health.overdue, outbox.skew()
     show(found, _health_in_words, as_json)
     return 0 if found["ok"] else 1
 
@@ -53,8 +53,13 @@ def _health_in_words(found: dict[str, Any]) -> Iterator[str]:
     oldest = found["oldest_due_seconds"]
     due = "nothing is due" if oldest is None else f"due for {oldest:.0f} s"
     overdue = f"; overdue: {', '.join(found['overdue'])}" if found["overdue"] else ""
-    well = f"OK: {due}; relays alive: {found['relays_alive']}{overdue}."
+    skew = f"; {_skewed(found)}" if found["skew_seconds"] else ""
+    well = f"OK: {due}; relays alive: {found['relays_alive']}{overdue}{skew}."
     yield well if found["ok"] else f"Problem: {found['problem']}"
+
+
+def _skewed(found: dict[str, Any]) -> str:
+    return f"this host's clock is {found['skew_seconds']:+.1f} s off the database's"
 
 
 @cli.command()
@@ -72,6 +77,7 @@ def status(as_json: bool) -> int:
         "oldest_due_seconds": _seconds(outbox.overdue()),
         "relays": [asdict(relay) for relay in outbox.relays()],
         "backlog": [asdict(waiting) for waiting in outbox.backlog()],
+        "skew_seconds": outbox.skew(),
         "problems": [*(losses := outbox.losses()), *outbox.orphaned()],
     }
     show(found, _status_in_words, as_json)
@@ -91,6 +97,8 @@ def _status_in_words(found: dict[str, Any]) -> Iterator[str | Table]:
     yield Table([_relay_row(relay) for relay in relays], head=4)
     yield "Unfinished   " + ("" if backlog else "none")
     yield Table([_backlog_row(waiting) for waiting in backlog], head=2)
+    if found["skew_seconds"]:
+        yield f"Clock        {_skewed(found)}"
     yield from (f"Problem      {problem}" for problem in found["problems"])
 
 

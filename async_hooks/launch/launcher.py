@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -155,10 +154,14 @@ def _envelope(
         origin=where,
         priority=task.priority if options.priority is None else options.priority,
     )
-    return envelope if state.store is None else _with_options(task, envelope, options)
+    if state.store is None:
+        return envelope
+    return _with_options(task, envelope, options, state.store.now)
 
 
-def _with_options(task: type[AsyncTask], envelope: Envelope, options: LaunchOptions) -> Envelope:
+def _with_options(
+    task: type[AsyncTask], envelope: Envelope, options: LaunchOptions, now: Callable[[], float]
+) -> Envelope:
     """Return ``envelope`` with what an outbox keeps of it.
 
     :raises ConfigError: for options that exclude each other, or too long a name.
@@ -168,7 +171,7 @@ def _with_options(task: type[AsyncTask], envelope: Envelope, options: LaunchOpti
         raise ConfigError(f"{task.name!r}: an outbox keeps names of up to 255 characters.")
     delay, run_at = options.delay or task.delay, None
     if delay:
-        run_at = time.time() + seconds_or_zero(delay)
+        run_at = now() + seconds_or_zero(delay)
     if options.run_at is not None:
         if options.delay:
             raise ConfigError(f"{task.name!r}: 'delay' and 'run_at' exclude each other.")

@@ -92,6 +92,11 @@ class Outbox(Queries):
         """
         return self._database.check()
 
+    def skew(self) -> float | None:
+        """Return by how many seconds this host's clock is ahead of the database's, if by one."""
+        self._database.now()
+        return self._database.clock.skew
+
     def losses(self) -> list[str]:
         """Say that the tables had vanished, as far as this machine remembers; see ``create``."""
         return self._database.losses()

@@ -23,6 +23,7 @@ from sqlalchemy import Engine, exc
 from ..errors import DataError, OutboxUnavailable
 from ..host.per_process import PerProcess
 from . import tables
+from .clock import Clock
 from .connections import CommitUncertain, Connection, Pool, Result
 from .engines import PATIENCE, SILENCE, is_busy
 from .file import FileReplaced
@@ -50,6 +51,7 @@ class Database:
         self._make_engine = make_engine
         self._is_own = is_own
         self._pools = PerProcess(self._open)
+        self._clocks = PerProcess(lambda: Clock(self.dialect, self._ask))
 
     @property
     def engine(self) -> Engine:
@@ -59,6 +61,18 @@ class Database:
     def dialect(self) -> str:
         """The name of SQLAlchemy's dialect, the same in each process."""
         return self.engine.dialect.name
+
+    @property
+    def clock(self) -> Clock:
+        """The database's clock, as this process knows it."""
+        return self._clocks[os.getpid()]
+
+    def now(self) -> float:
+        """Return the time, in seconds since the epoch, by the database's own clock."""
+        return self.clock.now()
+
+    def _ask(self, statement: Any) -> Any:
+        return self.execute(statement, urgent=True).one()
 
     def _open(self) -> Pool:
         engine = self._make_engine()
