@@ -12,7 +12,7 @@ from sqlalchemy import Engine, PoolProxiedConnection, event, exc
 
 from .deadlines import Deadlines, connect_within
 from .engines import CONNECTIONS, driver_error
-from .file import FileReplaced, OpenFile, path_of
+from .file import FileReplaced, OpenFile, opened_path, path_of
 from .statements import Text, compiled
 
 T = TypeVar("T")
@@ -105,12 +105,12 @@ class Pool:
         self._is_own = is_own
         self._free: deque[Connection] = deque()
         is_sqlite = engine.dialect.name == "sqlite"
-        self._path = path_of(engine.url)
+        self._has_file = is_sqlite
         self._needs_autocommit = is_own and not is_sqlite
         # An app's connection begins by itself, but in SQLite only to read.
         self._begin = "BEGIN IMMEDIATE" if is_sqlite else "BEGIN" if is_own else None
         event.listen(engine, "engine_disposed", lambda _: self._close_free())
-        if self._path is not None:
+        if is_sqlite:
             event.listen(engine, "connect", self._note_file)
         #: What ends connections in time, where they lead to a server.
         self.deadlines: Deadlines | None = None if is_sqlite else Deadlines()
@@ -176,11 +176,9 @@ class Pool:
 
     def file_of(self, pooled: PoolProxiedConnection) -> OpenFile | None:
         """Return the file that a connection has open; of an old one of an app's, as it is now."""
-        if self._path is None:
-            return None
-        if _FILE not in pooled.info:
-            pooled.info[_FILE] = OpenFile(self._path)
-        file: OpenFile = pooled.info[_FILE]
+        if self._has_file and _FILE not in pooled.info:
+            self._note_file(pooled.driver_connection, pooled)
+        file: OpenFile | None = pooled.info.get(_FILE)
         return file
 
     def _listen(self, deadlines: Deadlines) -> None:
@@ -190,9 +188,9 @@ class Pool:
         event.listen(self.engine, "checkout", lambda driver, *_: deadlines.add(driver))
         event.listen(self.engine, "checkin", lambda driver, _: deadlines.remove(driver))
 
-    def _note_file(self, _: object, record: Any) -> None:
-        assert self._path is not None  # noqa: S101 - else nobody calls it
-        record.info[_FILE] = OpenFile(self._path)
+    def _note_file(self, driver: Any, record: Any) -> None:
+        path = opened_path(driver)
+        record.info[_FILE] = None if path is None else OpenFile(path, path_of(self.engine.url))
 
     def _take(self) -> Connection:
         with suppress(IndexError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from sqlalchemy import URL, Dialect, Engine, create_engine, event, exc, make_url
 
@@ -93,10 +94,11 @@ def check_file(url: URL) -> None:
 
 def _sqlite(url: URL, folder: Path, synchronous: str) -> Engine:
     check_file(url)
-    if url.database is not None and not url.database.startswith("file:"):
-        url = url.set(database=str(folder / url.database))
     path = path_of(url)
     if path is not None:
+        path = folder / path
+        is_uri = str(url.database).startswith("file:")
+        url = url.set(database=f"file:{quote(str(path))}" if is_uri else str(path))
         path.parent.mkdir(parents=True, exist_ok=True)
         secure(path)
     engine = create_engine(url, pool_size=CONNECTIONS, max_overflow=0, pool_timeout=PATIENCE)
@@ -125,7 +127,7 @@ def identity_of(engine: Engine) -> str:
     """Return what names the database of ``engine``, without its user and password."""
     url = engine.url
     if engine.dialect.name == "sqlite":
-        return os.path.realpath(str(url.database))
+        return os.path.realpath(path_of(url) or str(url.database))
     return f"{engine.dialect.name}://{url.host}:{url.port}/{url.database}"
 
 

@@ -25,12 +25,18 @@ class FileReplaced(Exception):
 
 
 class OpenFile:
-    """The file at ``path`` and its write-ahead log, as a connection has just opened them."""
+    """The file at ``path`` and its write-ahead log, as a connection has just opened them.
 
-    def __init__(self, path: Path) -> None:
-        self._path = str(path)
-        self._log_path = f"{path}-wal"
-        self._file = _identity(self._path)
+    ``named`` is how the app calls it: a link may lead elsewhere later.
+    """
+
+    def __init__(self, path: str, named: Path | None = None) -> None:
+        self._path = path
+        self._log_path = f"{path}-wal"  # Beside the file itself, wherever a link to it lies.
+        self._file = _identity(path)
+        # A relative name means something else once the process is in another folder.
+        if named is not None and named.is_absolute() and _identity(str(named)) == self._file:
+            self._path = str(named)
         #: None until there is one; then it stays for as long as a connection is open.
         self._log = _identity(self._log_path)
 
@@ -51,6 +57,12 @@ class OpenFile:
         if _identity(self._path) == self._file and _identity(self._log_path) is None:
             driver.rollback()
             driver.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+
+
+def opened_path(driver: Any) -> str | None:
+    """Return the absolute path of the file that a connection has open; None if it has none."""
+    rows = driver.execute("PRAGMA database_list").fetchall()
+    return next((path for _, name, path in rows if name == "main"), None) or None
 
 
 def _identity(path: str) -> tuple[int, int] | None:
