@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -14,6 +15,8 @@ from .deadlines import Deadlines, connect_within
 from .engines import CONNECTIONS, driver_error
 from .file import FileReplaced, OpenFile, opened_path, path_of
 from .statements import Text, compiled
+
+logger = logging.getLogger("async_hooks")
 
 T = TypeVar("T")
 
@@ -55,16 +58,17 @@ class Connection:
         self.file: OpenFile | None = pool.file_of(pooled)
         self._pool = pool
 
-    def check_file(self) -> None:
-        """Make sure that what was done here was done where others will look for it.
+    def check_file(self) -> bool:
+        """Make sure that what was done here is where others look; tell whether more can be done.
 
-        :raises DBAPIError: if the file was removed or replaced; the connection is of no use then.
+        :raises DBAPIError: if it is not, as the file was removed or replaced.
         """
-        if self.file is not None and self.file.is_replaced():
-            with suppress(self._pool.driver_error):
-                self.file.save(self.driver)
-            replaced = FileReplaced()
-            raise exc.DBAPIError(None, None, replaced, connection_invalidated=True)
+        if self.file is None or not self.file.is_replaced():
+            return True
+        with suppress(self._pool.driver_error):
+            if self.file.save(self.driver):
+                return False
+        raise FileReplaced().as_lost()
 
     def execute(self, statement: Any, values: Mapping[str, Any] | None = None) -> Result:
         """Run ``statement`` with ``values``.
@@ -123,7 +127,7 @@ class Pool:
             self.deadlines.add(connection.driver)
         try:
             result = body(connection)
-            connection.check_file()
+            is_current = connection.check_file()
         except BaseException as error:
             if self._is_sound(connection, error):
                 self._give_back(connection)
@@ -134,7 +138,15 @@ class Pool:
                 if self._is_own or is_replaced:
                     self.engine.dispose()  # The server, or the file, went away: from all of them.
             raise
-        self._give_back(connection)
+        if is_current:
+            self._give_back(connection)
+        else:
+            what = "The log of the outbox's file %r was removed; what it held was saved in time."
+            logger.warning(what, self.engine.url.database)
+            # It went away from all of them, and the file may be another by now.
+            self.is_prepared = False
+            connection.pooled.invalidate()
+            self.engine.dispose()
         return result
 
     def transaction(self, body: Callable[[Connection], T]) -> T:

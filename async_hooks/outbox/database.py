@@ -127,7 +127,8 @@ class Database:
             tables.prepare_within(connection)
         made = Connection(connection.connection, pool)
         try:
-            made.check_file()
+            if not made.check_file():  # What the app has done before is undone.
+                raise FileReplaced().as_lost()
         except exc.DBAPIError as error:
             pool.is_prepared = False
             pool.engine.dispose()

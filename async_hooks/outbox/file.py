@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from sqlalchemy import URL
+from sqlalchemy import URL, exc
 
 from ..errors import ConfigError
 
@@ -22,6 +22,10 @@ class FileReplaced(Exception):
 
     def __init__(self) -> None:
         super().__init__("its file was removed or replaced while it was open")
+
+    def as_lost(self) -> exc.DBAPIError:
+        """Return what SQLAlchemy would raise for a connection that is lost."""
+        return exc.DBAPIError(None, None, self, connection_invalidated=True)
 
 
 class OpenFile:
@@ -49,14 +53,16 @@ class OpenFile:
             self._log = log
         return log != self._log
 
-    def save(self, driver: Any) -> None:
+    def save(self, driver: Any) -> bool:
         """Write what only the log holds into the file, by a connection that has both open.
 
-        Not if somebody else has begun a new log already.
+        Return whether all of it is there now. None is if somebody else has begun a new log already.
         """
-        if _identity(self._path) == self._file and _identity(self._log_path) is None:
-            driver.rollback()
-            driver.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+        if _identity(self._path) != self._file or _identity(self._log_path) is not None:
+            return False
+        driver.rollback()
+        busy, frames, written = driver.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        return not busy and bool(frames == written)
 
 
 def opened_path(driver: Any) -> str | None:

@@ -17,6 +17,7 @@ from async_hooks.errors import ConfigError, OutboxUnavailable
 from async_hooks.outbox.connections import Connection
 from async_hooks.outbox.database import Database
 from async_hooks.outbox.engines import engine_for
+from async_hooks.outbox.file import OpenFile
 from async_hooks.outbox.rows import add, row_of
 from async_hooks.outbox.store import Store
 from tests.contracts.outboxes import NOW, Outbox, an_outbox, envelope
@@ -98,6 +99,38 @@ def test_a_log_that_was_removed_loses_nothing(outbox: Outbox) -> None:
     found = as_others_see(outbox)
     assert {before.id, after.id} <= set(found)
     assert len(found) == 3
+
+
+def test_a_step_that_is_saved_though_its_log_was_removed_is_not_repeated(
+    outbox: Outbox, caplog: pytest.LogCaptureFixture
+) -> None:
+    claimed = outbox.claimed()
+    (outbox.folder / "outbox.db-wal").unlink()
+    assert outbox.begin(claimed)
+    assert "was removed; what it held was saved in time" in caplog.text
+    outbox.added()
+    (outbox.folder / "outbox.db-wal").unlink()
+    assert outbox.complete(claimed)
+    assert outbox.row(claimed.id)["attempts"] == 1
+    tries: list[int] = []
+    (outbox.folder / "outbox.db-wal").unlink()
+    outbox.database.transaction(lambda connection: tries.append(1))
+    assert tries == [1]
+
+
+def test_a_log_that_somebody_reads_is_not_wholly_saved(outbox: Outbox) -> None:
+    path = outbox.folder / "outbox.db"
+    with closing(sqlite3.connect(path)) as writer, closing(sqlite3.connect(path)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM async_hooks_deliveries").fetchone()
+        file = OpenFile(str(path))
+        writer.execute("DELETE FROM async_hooks_deliveries")
+        writer.commit()
+        (outbox.folder / "outbox.db-wal").unlink()
+        assert file.is_replaced()
+        assert not file.save(writer)
+        reader.rollback()
+        assert file.save(writer)
 
 
 def test_a_folder_that_was_removed_is_told_until_it_is_there_again(tmp_path: Path) -> None:
