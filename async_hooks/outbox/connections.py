@@ -106,6 +106,8 @@ class Pool:
         self.driver_error = driver_error(engine.dialect)
         #: Whether the tables were found, or made, by this process.
         self.is_prepared = False
+        #: What remembers them, once the app commits those that it has let us make.
+        self.note_made: Callable[[], None] | None = None
         self._is_own = is_own
         self._free: deque[Connection] = deque()
         is_sqlite = engine.dialect.name == "sqlite"

@@ -124,7 +124,7 @@ class Database:
         """
         pool = self._pools[os.getpid()]
         if not pool.is_prepared and connection.dialect.name == "sqlite":
-            tables.prepare_within(connection)
+            pool.note_made = tables.prepare_within(connection)
         made = Connection(connection.connection, pool)
         try:
             if not made.check_file():  # What the app has done before is undone.
@@ -145,7 +145,9 @@ class Database:
 
     def losses(self) -> list[str]:
         """Say that the tables had vanished, until somebody asks for them by :meth:`create`."""
-        return tables.losses(self.engine)
+        if self.dialect != "sqlite":
+            return []
+        return self._try(lambda pool: tables.losses(pool.engine), prepares=True)
 
     def check(self) -> bool:
         """Tell whether the tables are there, without making them.
@@ -155,8 +157,12 @@ class Database:
         return self._try(lambda pool: tables.check(pool.engine, completely=True), prepares=True)
 
     def note_prepared(self) -> None:
-        """Note that the tables are there."""
-        self._pools[os.getpid()].is_prepared = True
+        """Note that the tables are there: the app has committed what was done within."""
+        pool = self._pools[os.getpid()]
+        note, pool.note_made = pool.note_made, None
+        if note is not None:
+            note()
+        pool.is_prepared = True
 
     def _try(
         self,

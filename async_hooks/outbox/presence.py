@@ -6,14 +6,15 @@ nobody would learn that all that waited in it is gone.
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
-from sqlalchemy import Engine
+from sqlalchemy import Connection
 
 from ..host.runtime_dir import runtime_dir
-from .engines import identity_of
+from .file import opened_path
 
 _NAME = "tables"
 
@@ -24,12 +25,17 @@ class Presence:
     It is a file: empty while all is well, else it says since when the tables are known to be lost.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, connection: Connection) -> None:
+        """``connection`` has the database open. One in memory has no name, and no memory here."""
         self._path: Path | None = None
-        self._where = engine.url.render_as_string(hide_password=True)
+        self._where = connection.engine.url.render_as_string(hide_password=True)
+        is_sqlite = connection.dialect.name == "sqlite"
+        file = opened_path(connection.connection.driver_connection) if is_sqlite else None
         with suppress(OSError):
-            if engine.dialect.name == "sqlite" and (folder := runtime_dir(identity_of(engine))):
+            if file is not None and (folder := runtime_dir(os.path.realpath(file))):
                 self._path = folder / _NAME
+        #: Whether they had been there; whoever makes them asks before anybody else may note it.
+        self.was_known = self.is_known
 
     @property
     def is_known(self) -> bool:

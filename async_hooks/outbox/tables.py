@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any
 
 from sqlalchemy import Connection, Engine, MetaData, Table, func, inspect, select
@@ -33,20 +34,24 @@ def prepare(engine: Engine) -> None:
     :raises OutboxUnavailable: if they are missing elsewhere, or have another version.
     """
     if engine.dialect.name == "sqlite":
-        _note(engine, made=_create(engine))
+        made, presence = _create(engine)
+        _note(presence, made=made)
     else:
         check(engine)
 
 
-def prepare_within(connection: Connection) -> None:
-    """Make SQLite's tables, if need be, in a transaction of an app's that has begun."""
-    _note(connection.engine, made=_create_within(connection))
+def prepare_within(connection: Connection) -> Callable[[], None]:
+    """Make SQLite's tables, if need be, in a transaction of an app's that has begun.
+
+    Return what is to be called once that is committed.
+    """
+    made = _create_within(connection)
+    return partial(_note, Presence(connection), made=made)
 
 
-def _note(engine: Engine, *, made: bool) -> None:
+def _note(presence: Presence, *, made: bool) -> None:
     """Remember that the tables are there; complain if they were before they were ``made``."""
-    presence = Presence(engine)
-    if made and presence.is_known:
+    if made and presence.was_known:
         logger.error("%s", presence.note_loss())
     presence.note()
 
@@ -59,18 +64,21 @@ def make(engine: Engine, *, recreate: bool = False) -> bool:
 
     :raises OutboxUnavailable: if there are some of another version.
     """
-    made = _create(engine, recreate=recreate, completes=True)
-    Presence(engine).forget_loss()
+    made, presence = _create(engine, recreate=recreate, completes=True)
+    presence.forget_loss()
     return made
 
 
 def losses(engine: Engine) -> list[str]:
     """Say that the tables had vanished, until somebody makes them."""
-    loss = Presence(engine).loss
+    with engine.connect() as connection:
+        loss = Presence(connection).loss
     return [] if loss is None else [loss]
 
 
-def _create(engine: Engine, *, recreate: bool = False, completes: bool = False) -> bool:
+def _create(
+    engine: Engine, *, recreate: bool = False, completes: bool = False
+) -> tuple[bool, Presence]:
     """Make the tables, by one process at a time; ``completes`` what a version has as well."""
     if engine.dialect.name == "sqlite":
         check_file(engine.url)
@@ -78,8 +86,9 @@ def _create(engine: Engine, *, recreate: bool = False, completes: bool = False) 
         if recreate:
             _drop_all(connection)
         made = _create_within(connection, completes=completes)
+        presence = Presence(connection)
         connection.commit()
-        return made
+        return made, presence
 
 
 def _create_within(connection: Connection, *, completes: bool = False) -> bool:
@@ -106,7 +115,7 @@ def check(engine: Engine, *, completely: bool = False) -> bool:
     """
     with engine.connect() as connection:
         found = version_of(connection)
-        is_new = engine.dialect.name == "sqlite" and not Presence(engine).is_known
+        is_new = engine.dialect.name == "sqlite" and not Presence(connection).is_known
         _check_version(found, connection, may_be_missing=is_new)
         if completely and found > 0 and (lacks := missing(connection)):
             raise OutboxUnavailable(explain(connection, lacks))

@@ -11,15 +11,13 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from sqlalchemy import create_engine, text
+from sqlalchemy import text
 
 from async_hooks.errors import ConfigError, OutboxUnavailable
 from async_hooks.outbox.connections import Connection
-from async_hooks.outbox.database import Database
 from async_hooks.outbox.engines import engine_for
 from async_hooks.outbox.file import OpenFile
 from async_hooks.outbox.rows import add, row_of
-from async_hooks.outbox.store import Store
 from tests.contracts.outboxes import NOW, Outbox, an_outbox, envelope
 
 
@@ -161,96 +159,6 @@ def test_a_launch_within_the_apps_transaction_is_refused_if_its_file_was_removed
             connection.commit()
         assert as_others_see(outbox) == []
         assert (outbox.folder / "outbox.db").exists()
-
-
-# -- other folders
-
-
-@pytest.mark.parametrize("url", ["sqlite:///shop.db", "sqlite:///file:shop.db?uri=true"])
-def test_an_apps_relative_name_means_the_same_file_in_another_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str
-) -> None:
-    (tmp_path / "elsewhere").mkdir()
-    monkeypatch.chdir(tmp_path)
-    engine = create_engine(url)
-    store = Store(Database(lambda: engine), ["shop"])
-    store.add([envelope()])
-    monkeypatch.chdir(tmp_path / "elsewhere")
-    store.add([envelope()])
-    engine.dispose()
-    assert (count_rows(tmp_path / "shop.db"), list(Path.cwd().iterdir())) == (2, [])
-
-
-@pytest.mark.parametrize("url", ["sqlite:///o b.db", "sqlite:///file:o%20b.db?uri=true"])
-def test_our_own_relative_name_is_of_the_apps_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str
-) -> None:
-    (tmp_path / "elsewhere").mkdir()
-    outbox = Outbox("sqlite", url, tmp_path / "data")
-    for folder in (tmp_path, tmp_path / "elsewhere"):
-        monkeypatch.chdir(folder)
-        outbox.added()
-        outbox.database.engine.dispose()
-    assert count_rows(tmp_path / "data" / "o b.db") == 2
-
-
-def test_a_link_to_an_apps_file_is_followed_where_it_leads(tmp_path: Path) -> None:
-    for name in ("real", "other"):
-        (tmp_path / name).mkdir()
-    link = tmp_path / "shop.db"
-    link.symlink_to(tmp_path / "real" / "shop.db")
-    engine = create_engine(f"sqlite:///{link}")
-    store = Store(Database(lambda: engine), ["shop"])
-    store.add([envelope()])
-    (tmp_path / "real" / "shop.db-wal").unlink()
-    store.add([envelope()])
-    assert count_rows(tmp_path / "real" / "shop.db") == 2
-    link.unlink()
-    link.symlink_to(tmp_path / "other" / "shop.db")
-    store.add([envelope()])
-    engine.dispose()
-    assert count_rows(tmp_path / "other" / "shop.db") == 1
-
-
-def count_rows(path: Path) -> int:
-    with closing(sqlite3.connect(path)) as connection:
-        found: int = connection.execute("SELECT count(*) FROM async_hooks_deliveries").fetchone()[0]
-        return found
-
-
-# -- what is remembered
-
-
-def test_tables_that_vanished_are_told_until_they_are_asked_for(
-    outbox: Outbox, caplog: pytest.LogCaptureFixture
-) -> None:
-    assert outbox.database.losses() == []
-    remove(outbox)
-    outbox.added()
-    [loss] = outbox.database.losses()
-    assert "had vanished, and were made anew" in loss
-    assert "flask async-hooks init-db" in loss
-    assert loss in caplog.text
-    assert outbox.another().losses() == [loss]  # Another process, or this one after a restart.
-    assert not outbox.another().create()
-    assert outbox.database.losses() == []
-
-
-def test_tables_that_were_dropped_are_missing_though_sqlite_makes_its_own(outbox: Outbox) -> None:
-    assert outbox.database.check()
-    with outbox.database.engine.begin() as connection:
-        connection.execute(text("DROP TABLE async_hooks_schema"))
-        connection.execute(text("DROP TABLE async_hooks_deliveries"))
-    with pytest.raises(OutboxUnavailable, match=r"are missing in .* init-db"):
-        outbox.another().check()
-
-
-def test_tables_that_nobody_made_yet_are_no_loss(tmp_path: Path) -> None:
-    made = Outbox("sqlite", f"sqlite:///{tmp_path}/outbox.db", tmp_path)
-    assert not made.database.check()
-    made.added()
-    assert made.database.losses() == []
-    made.database.engine.dispose()
 
 
 # -- who may read it
