@@ -113,15 +113,19 @@ class Deadlines:
 def connect_within(
     deadlines: Deadlines, dialect: Any, _: Any, args: list[Any], options: dict[str, Any]
 ) -> Any:
-    """Connect as ``dialect`` would, within the deadline of this thread's step."""
+    """Connect as ``dialect`` would, within the deadline of this thread's step.
+
+    The app's own connections are made with ``options`` as well, in SQLAlchemy 2.0: they stay as
+    they are. Listeners that the app has added before may have changed them; later ones are not
+    asked here.
+    """
     left = deadlines.left
-    if left is None:
+    if left is None or dialect.driver not in _LIMITED:
         return None  # SQLAlchemy connects.
-    if dialect.driver in _LIMITED:
-        given = int(options.get("connect_timeout") or round(left))
-        options["connect_timeout"] = max(_LEAST, min(given, round(left)))
+    given = int(options.get("connect_timeout") or round(left))
+    options = {**options, "connect_timeout": max(_LEAST, min(given, round(left)))}
     if dialect.driver != "pymysql":
-        return None
+        return dialect.connect(*args, **options)
     # It does not limit the time until the server's first word.
     driver = dialect.connect(*args, **options, defer_connect=True)
     deadlines.add(driver)
