@@ -9,6 +9,7 @@ from sqlalchemy import bindparam, delete, func, select, update
 from .claiming import paused
 from .connections import Connection
 from .database import Database
+from .engines import TAKE_LONG
 from .queries import PAUSE
 from .schema import deliveries, pauses, processes
 
@@ -36,6 +37,8 @@ def adopt(database: Database, former: str, own: str, now: float) -> int:
     theirs = update(deliveries).where(_d.audience == former)
 
     def body(connection: Connection) -> int:
+        if database.dialect == "postgresql":
+            connection.say(TAKE_LONG)
         keys = [row.unique_key for row in connection.execute(taken).rows]
         connection.execute(theirs.where(_d.unique_key.in_(keys)).values(unique_key=None))
         for queue in paused(connection, [former]):
@@ -45,4 +48,4 @@ def adopt(database: Database, former: str, own: str, now: float) -> int:
         connection.execute(running.values(audience=own))
         return connection.execute(theirs.values(audience=own)).rowcount
 
-    return database.transaction(body, repeatable=True)
+    return database.transaction(body, repeatable=True, takes_long=True)

@@ -25,7 +25,7 @@ from ..host.per_process import PerProcess
 from . import tables
 from .clock import Clock
 from .connections import CommitUncertain, Connection, Pool, Result
-from .engines import PATIENCE, SILENCE, is_busy
+from .engines import LONGEST, PATIENCE, SILENCE, is_busy
 from .file import FileReplaced
 
 logger = logging.getLogger("async_hooks")
@@ -82,16 +82,24 @@ class Database:
         return Pool(engine, is_own=self._is_own)
 
     def transaction(
-        self, body: Callable[[Connection], T], *, repeatable: bool = False, urgent: bool = False
+        self,
+        body: Callable[[Connection], T],
+        *,
+        repeatable: bool = False,
+        urgent: bool = False,
+        takes_long: bool = False,
     ) -> T:
         """Return what ``body`` returns, once it is committed.
 
         ``repeatable`` says that a commit whose outcome is unknown may be done once more, and
-        ``urgent`` that somebody waits: a silent server is given up sooner.
+        ``urgent`` that somebody waits: a silent server is given up sooner. What ``takes_long`` is
+        given up later.
 
         :raises OutboxUnavailable: if it can't be, as far as anybody knows.
         """
-        done: T = self._try(Pool.transaction, body, repeatable=repeatable, urgent=urgent)
+        done: T = self._try(
+            Pool.transaction, body, repeatable=repeatable, urgent=urgent, takes_long=takes_long
+        )
         return done
 
     def execute(
@@ -141,7 +149,9 @@ class Database:
 
         :raises OutboxUnavailable: if that can't be done, or they have another version.
         """
-        return self._try(lambda pool: tables.make(pool.engine, recreate=recreate), prepares=True)
+        return self._try(
+            lambda pool: tables.make(pool.engine, recreate=recreate), prepares=True, takes_long=True
+        )
 
     def losses(self) -> list[str]:
         """Say that the tables had vanished, until somebody asks for them by :meth:`create`."""
@@ -171,12 +181,13 @@ class Database:
         repeatable: bool = True,
         prepares: bool = False,
         urgent: bool = False,
+        takes_long: bool = False,
     ) -> T:
         """Return what ``step`` does with this process' pool; begin again as long as that helps."""
         pool = self._pools[os.getpid()]
         began = time.monotonic()
         deadline = began + self._patience
-        silent_at = deadline if urgent else began + SILENCE
+        silent_at = deadline if urgent else began + (LONGEST if takes_long else SILENCE)
         pause = _PAUSE
         while True:
             try:

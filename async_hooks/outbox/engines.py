@@ -18,6 +18,12 @@ PATIENCE = 3.0
 #: Seconds after which a server that does not answer is given up, where nobody waits for it.
 SILENCE = 30.0
 
+#: Seconds that may go by where all tables or rows are changed at once.
+LONGEST = 600.0
+
+#: Lets PostgreSQL take so long, until the transaction ends.
+TAKE_LONG = f"SET LOCAL statement_timeout = {round(LONGEST * 1000)}"
+
 #: Milliseconds that SQLite waits by itself, which is cheaper than an exception. Its waiting is
 #: unfair, and its pauses grow: then it is us who wait.
 _OWN_WAIT = 20
@@ -34,7 +40,8 @@ _AGAIN = {1205, 1213, "40001", "40P01", "55P03"}
 #: So that a lock, or a server that went silent, holds nobody up for ever.
 _MYSQL = {
     "init_command": f"SET SESSION innodb_lock_wait_timeout = {round(PATIENCE)}",
-    "read_timeout": round(SILENCE),
+    # It holds for all of a connection: what falls silent sooner is ended by its deadline.
+    "read_timeout": round(LONGEST),
     "write_timeout": round(SILENCE),
 }
 _WAITS: dict[str, dict[str, Any]] = {

@@ -8,10 +8,10 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
-from sqlalchemy import Connection, Engine, MetaData, Table, func, inspect, select
+from sqlalchemy import Connection, Engine, MetaData, Table, exc, func, inspect, select
 
 from ..errors import OutboxUnavailable
-from .engines import check_file, driver_error
+from .engines import TAKE_LONG, check_file, driver_error
 from .presence import Presence
 from .schema import VERSION, metadata, version
 from .shape import explain, make_missing, missing
@@ -135,6 +135,7 @@ def _alone(connection: Connection) -> Iterator[None]:
     # Else what is looked up behind the lock may be what it was before.
     connection.execution_options(isolation_level="READ COMMITTED")
     if connection.dialect.name == "postgresql":
+        connection.exec_driver_sql(TAKE_LONG)
         connection.exec_driver_sql(f"SET LOCAL lock_timeout = {_LOCK_WAIT * 1000}")
         connection.execute(select(func.pg_advisory_xact_lock(_LOCK)))
         yield
@@ -144,8 +145,11 @@ def _alone(connection: Connection) -> Iterator[None]:
         raise OutboxUnavailable("Somebody else has been making the outbox's tables for a while.")
     try:
         yield
-    finally:
-        connection.execute(select(func.release_lock(name)))
+    except BaseException:
+        with suppress(exc.SQLAlchemyError):  # It was lost, and the lock with it.
+            connection.execute(select(func.release_lock(name)))
+        raise
+    connection.execute(select(func.release_lock(name)))
 
 
 def _begin_writing(connection: Connection) -> None:
