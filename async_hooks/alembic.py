@@ -10,8 +10,14 @@ from typing import Any
 
 from flask import Flask, appcontext_pushed, request_started
 
-#: What the names of all our tables begin with.
-_OURS = "async_hooks_"
+#: The names of our tables, now and in earlier versions. An app may have others that begin so.
+_OURS = {
+    "async_hooks_deliveries",
+    "async_hooks_processes",
+    "async_hooks_pauses",
+    "async_hooks_schema",
+    "async_hooks_relays",
+}
 
 IncludeName = Callable[[str | None, str, Mapping[str, Any]], bool]
 
@@ -22,7 +28,7 @@ def include_name(name: str | None, type_: str, parent_names: Mapping[str, Any]) 
     For ``context.configure(…, include_name=include_name)`` in ``env.py``. With Flask-Migrate there
     is nothing to do: it is told so already, beside an ``include_name`` of the app's own.
     """
-    return type_ != "table" or not (name or "").startswith(_OURS)
+    return type_ != "table" or name not in _OURS
 
 
 def join_flask_migrate(app: Flask) -> None:

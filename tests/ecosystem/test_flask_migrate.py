@@ -119,6 +119,23 @@ def test_the_apps_own_include_name_counts_as_well(tmp_path: Path, order: list[st
     assert "drop_table('legacy')" not in shop.migrations()
 
 
+def test_an_include_name_of_env_py_belongs_to_migrate(tmp_path: Path) -> None:
+    shop = Shop(tmp_path, "OWN")
+    shop.flask("db", "init")
+    env = tmp_path / "migrations" / "env.py"
+    written, own = env.read_text(), "include_name=lambda *_: True,\n            **conf_args"
+    env.write_text(written.replace("**conf_args", own))
+    told = shop.flask("db", "migrate", exits=1)
+    assert "got multiple values for keyword argument 'include_name'" in told
+    env.write_text(written)  # Where Migrate(…, include_name=…) has it, both are asked.
+    for words in (["db", "migrate"], ["db", "upgrade"], ["launch"]):
+        shop.flask(*words)
+    shop.flask("db", "migrate", NOTE="1")
+    assert "note" in shop.migrations()
+    assert "drop_table('async_hooks" not in shop.migrations()
+    assert "drop_table('legacy')" not in shop.migrations()
+
+
 def test_tables_that_were_dropped_are_told_by_each_command(tmp_path: Path) -> None:
     shop = Shop(tmp_path)
     shop.flask("launch")
