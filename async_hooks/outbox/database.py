@@ -189,6 +189,7 @@ class Database:
         deadline = began + self._patience
         silent_at = deadline if urgent else began + (LONGEST if takes_long else SILENCE)
         pause = _PAUSE
+        is_prepared = pool.is_prepared
         while True:
             try:
                 if not pool.is_prepared and not prepares:
@@ -204,7 +205,11 @@ class Database:
                 again = repeatable or is_busy(uncertain.error)
             except exc.DBAPIError as failed:
                 error = failed
-                again = failed.connection_invalidated or is_busy(failed)
+                # Another file was opened than the one that was prepared, or they were dropped.
+                have_vanished = is_prepared and "no such table" in str(failed.orig)
+                if have_vanished:
+                    pool.is_prepared = is_prepared = False
+                again = failed.connection_invalidated or is_busy(failed) or have_vanished
             except exc.TimeoutError as none_free:
                 error, again = none_free, self._is_own
             if isinstance(getattr(error, "orig", None), FileReplaced):

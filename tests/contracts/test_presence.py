@@ -42,6 +42,22 @@ def test_tables_that_vanished_are_told_until_they_are_asked_for(
     assert outbox.database.losses() == []
 
 
+def test_tables_that_vanished_while_nobody_had_the_file_open_are_made_anew(outbox: Outbox) -> None:
+    outbox.database.engine.dispose()
+    remove(outbox)
+    added = outbox.added()
+    assert [row["id"] for row in outbox.rows()] == [added.id]
+    [loss] = outbox.database.losses()
+    assert "had vanished" in loss
+
+
+def test_a_table_that_can_not_be_made_anew_is_told(outbox: Outbox) -> None:
+    with outbox.database.engine.begin() as connection:
+        connection.execute(text("DROP TABLE async_hooks_deliveries"))
+    with pytest.raises(OutboxUnavailable, match="no such table"):
+        outbox.added()
+
+
 def test_tables_that_were_dropped_are_missing_though_sqlite_makes_its_own(outbox: Outbox) -> None:
     assert outbox.database.check()
     with outbox.database.engine.begin() as connection:
