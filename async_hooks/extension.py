@@ -24,7 +24,7 @@ from .endpoint.endpoint import Endpoint
 from .errors import ConfigError, OutboxRequired
 from .jobs import Job, P, R
 from .launch.after_response import AfterResponse, at_teardown
-from .launch.launcher import Trigger
+from .launch.trigger import Trigger
 from .preparation import prepare_to_serve
 from .receivers import Receiver
 from .recorder import Recorder, recording
