@@ -8,8 +8,9 @@ ends a period.
 from __future__ import annotations
 
 import functools
+import logging
 import weakref
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from types import CodeType, FunctionType, MethodType
 from typing import Any, NamedTuple
 
@@ -35,6 +36,11 @@ class _Known(NamedTuple):
     kept: Callable[[], Any]
     period: int
 
+
+logger = logging.getLogger("async_hooks")
+
+#: The names of receivers that were reported.
+_reported: set[str] = set()
 
 #: How many apps have been set up.
 _period = 0
@@ -70,11 +76,32 @@ def connected(
     latest: dict[Hashable, int] = {}
     for kind, period in zip(kinds, periods, strict=True):
         latest[kind] = max(period, latest.get(kind, 0))
-    return [
-        each
-        for each, kind, period in zip(found, kinds, periods, strict=True)
-        if period == latest[kind]
-    ]
+    is_latest = [period == latest[kind] for kind, period in zip(kinds, periods, strict=True)]
+    _report_differing(app, found, is_latest)
+    return [each for each, is_kept in zip(found, is_latest, strict=True) if is_kept]
+
+
+def _report_differing(app: Flask, found: Sequence[Connected], is_latest: Sequence[bool]) -> None:
+    """Warn, once for each name, of what is left out and is not quite what has its place.
+
+    A factory makes the same again, as a rule; what closes over another text may be another's.
+    """
+    for name in {each.name for each, is_kept in zip(found, is_latest, strict=True) if not is_kept}:
+        of_name = [
+            (_facts_of(each.receiver), k)
+            for each, k in zip(found, is_latest, strict=True)
+            if each.name == name
+        ]
+        kept = [facts for facts, is_kept in of_name if is_kept]
+        if name not in _reported and any(f not in kept for f, is_kept in of_name if not is_kept):
+            _reported.add(name)
+            logger.warning(
+                "%r calls the receivers %r of the latest app of this process only. If one that was "
+                "connected before is for this app as well, give each a name of its own with "
+                "hooks.receiver(…, name=…).",
+                app.name,
+                name,
+            )
 
 
 def _of(signal: blinker.Signal, app: Flask, tasks: Registry[Any]) -> Iterator[Connected]:
@@ -123,6 +150,16 @@ def _code_of(called: Any) -> dict[CodeType, None]:
                 found[function.__code__] = None
                 rest += _closed_over(function)
     return found
+
+
+def _facts_of(receiver: Any) -> list[Any]:
+    """Return the texts and numbers that ``receiver`` closes over or is given."""
+    given: list[Any] = []
+    if isinstance(receiver, functools.partial):
+        given = [*receiver.args, *receiver.keywords.values()]
+    elif isinstance(receiver, FunctionType):
+        given = [*_closed_over(receiver), *(receiver.__defaults__ or ())]
+    return [each for each in given if isinstance(each, (str, int))]
 
 
 def _closed_over(function: FunctionType) -> Iterator[Any]:

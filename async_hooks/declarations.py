@@ -54,10 +54,10 @@ def check(task: type[AsyncTask]) -> None:
 def _refuse_misspelt(task: type[AsyncTask]) -> None:
     """Refuse public attributes whose names are nearly ours: what they say would have no effect."""
     own = [each for each in task.__mro__ if issubclass(each, AsyncTask) and each is not AsyncTask]
-    for name in (name for each in own for name in vars(each)):
-        if name.startswith("_") or name in _OURS or name.startswith(_EXTENDED):
+    for name, value in ((name, value) for each in own for name, value in vars(each).items()):
+        if name.startswith("_") or name in _OURS:
             continue
-        meant = _meant(name)
+        meant = _meant(name, is_called=callable(value))
         if meant is not None:
             raise ConfigError(
                 f"{task.__qualname__!r}: {name!r} is no option and no method of a task. "
@@ -65,11 +65,17 @@ def _refuse_misspelt(task: type[AsyncTask]) -> None:
             )
 
 
-def _meant(name: str) -> str | None:
-    """Return the one of our names that ``name`` looks like a misspelling of, or the beginning."""
-    wanted = name.replace("_", "")
-    beginnings = [each for each in _LONG if each.startswith(wanted)] if len(wanted) > 4 else []
-    found = beginnings or difflib.get_close_matches(wanted, _LONG, n=1, cutoff=0.86)
+def _meant(name: str, *, is_called: bool) -> str | None:
+    """Return the one of our names that ``name`` looks like a misspelling of.
+
+    A task may well have methods whose names are English words and like ours.
+    """
+    if not is_called and name in _OTHERS:
+        return _OTHERS[name]
+    if name.startswith(_EXTENDED):
+        return None
+    cutoff = 0.93 if is_called else 0.86
+    found = difflib.get_close_matches(name.replace("_", ""), _LONG, n=1, cutoff=cutoff)
     return _LONG[found[0]] if found else None
 
 
@@ -95,6 +101,16 @@ _OURS = [
 _EXTENDED = tuple(f"{name}_" for name in _OURS)
 #: Those that few other names are like, without the underscores.
 _LONG = {name.replace("_", ""): name for name in _OURS if len(name) > 4}
+
+#: What other libraries call such options.
+_OTHERS = {
+    **dict.fromkeys(("auth", "level"), "auth_level"),
+    **dict.fromkeys(("retries", "max_retries", "max_tries", "attempts", "tries"), "max_attempts"),
+    **dict.fromkeys(("time_limit", "soft_time_limit"), "timeout"),
+    "queue_name": "queue",
+    "alias": "aliases",
+    "countdown": "delay",
+}
 
 _METHODS = ("prepare_data", "run_action", "backoff", "unique_key", "ref", "finish", "discarded")
 

@@ -24,7 +24,7 @@ from .endpoint.endpoint import Endpoint
 from .errors import ConfigError, OutboxRequired
 from .jobs import Job, P, R
 from .launch.after_response import AfterResponse, at_teardown
-from .launch.launcher import Trigger
+from .launch.trigger import Trigger
 from .preparation import prepare_to_serve
 from .receivers import Receiver
 from .recorder import Recorder, recording
@@ -69,6 +69,12 @@ class AsyncHooks:
         if KEY in app.extensions:
             raise ConfigError(f"{app.name!r} has an AsyncHooks already. Call init_app once.")
         self._period += 1
+        try:
+            self._set_up(app)
+        finally:  # What a factory has connected that fails is not for the next app either.
+            end_period()
+
+    def _set_up(self, app: Flask) -> None:
         config = configuration.read(app.config)
         if config.outbox is None:
             self._tasks.refuse_options()
@@ -96,7 +102,6 @@ class AsyncHooks:
         if config.outbox is not None:
             join_flask_migrate(app)
         log.subscribe()
-        end_period()
         self._tasks.has_app = True
         if config.outbox is None:
             self._tasks.keep_refusing()

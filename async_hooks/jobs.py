@@ -51,6 +51,12 @@ class Job(Generic[P, R]):
         self._function = function
         self.task = _task(function, options)
         self._signature = _signature_of(function, self.task.name)
+        self._is_decorated = hasattr(function, "__wrapped__")
+        self._required = {
+            each.name
+            for each in self._signature.parameters.values()
+            if each.default is Parameter.empty and each.kind is not Parameter.VAR_KEYWORD
+        }
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         return self._function(*args, **kwargs)
@@ -77,9 +83,13 @@ class Job(Generic[P, R]):
 
     def _bound(self, /, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Return the arguments by name, as the function takes them."""
+        if not args and self._required <= kwargs.keys() <= self._signature.parameters.keys():
+            return kwargs  # As is usual; it is quicker to see than to bind.
         try:
             data = self._signature.bind(*args, **kwargs).arguments
         except TypeError as error:
+            if self._is_decorated and not args:
+                return kwargs  # Its decorator may supply an argument, or take one for itself.
             hint = _hint(self._signature, len(args), kwargs)
             raise TypeError(f"Job {self.task.name!r}: {error}.{hint}") from None
         for parameter in self._signature.parameters.values():

@@ -24,17 +24,30 @@ def captured_language(app: Flask, *, is_in_request: bool) -> dict[str, str]:
     if not is_in_request:
         locale, zone = known.get("babel_locale"), known.get("babel_tzinfo")
     else:
-        # Flask-Babel remembers what it was told, and here it may be asked too early for the page.
-        before = dict(known)
-        try:
-            locale, zone = babel.get_locale(), babel.get_timezone()
-        finally:
-            known.clear()
-            known.update(before)
+        locale, zone = _asked(babel, known)
     # A pytz zone has its name as 'zone', a zoneinfo one as 'key'; a mere offset has none.
     name = getattr(zone, "zone", None) or getattr(zone, "key", None)
     found = {"locale": None if locale is None else str(locale), "timezone": name}
     return {key: value for key, value in found.items() if value is not None}
+
+
+def _asked(babel: Any, known: dict[str, Any]) -> tuple[Any, Any]:
+    """Return what the app answers: once in a request, unless what is set changes.
+
+    Flask-Babel remembers what it was told, and here it may be asked too early for the page.
+    """
+    is_set = known.get("babel_locale"), known.get("babel_tzinfo")
+    asked_before, answer = known.get(LANGUAGE, (None, None))
+    if asked_before == is_set and answer is not None:
+        return answer  # type: ignore[no-any-return]
+    before = dict(known)
+    try:
+        answer = babel.get_locale(), babel.get_timezone()
+    finally:
+        known.clear()
+        known.update(before)
+    known[LANGUAGE] = is_set, answer
+    return answer
 
 
 def restore_language(app: Flask, language: dict[str, str]) -> None:

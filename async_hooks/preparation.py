@@ -106,6 +106,6 @@ def _explain(receiver: str, signal: str, fired: Collection[str]) -> str:
     near = difflib.get_close_matches(signal, fired, n=1, cutoff=0.8)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     return (
-        f"Receiver {receiver!r} is connected to {signal!r}, which no task fires, so it is never "
-        f"called. Register a task with that action, or import its module.{hint}"
+        f"Receiver {receiver!r} is connected to {signal!r}, which no task fires so far, so it is "
+        f"not called. Register a task with that action, or import its module.{hint}"
     )

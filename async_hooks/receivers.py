@@ -92,6 +92,12 @@ def explain_shared_name(
     reached = connected(_signals_of(task.action, anonymous), state.app, state.tasks)
     for name, number in Counter(each.name for each in reached).items():
         if number > 1:
+            if len({id(each.receiver) for each in reached if each.name == name}) == 1:
+                return (
+                    f"Receiver {name!r} is connected to both signals of task {task.name!r}. "
+                    f"Connect it to {async_signal(task.action).name!r} only, which fires for "
+                    "anonymous visitors as well."
+                )
             return (
                 f"{number} receivers of task {task.name!r} are called {name!r}, so a delivery may "
                 "not find its own. Give each another name with hooks.receiver(…, name=…)."
@@ -222,9 +228,17 @@ def call(app: Flask, receiver: Callable[..., Any], kwargs: Mapping[str, Any]) ->
     return awaited(app, receiver(app, **kwargs))
 
 
+def _is_awaitable(result: Any) -> bool:
+    """Tell whether ``result`` can be awaited; a proxy is what it stands for, if anything."""
+    try:
+        return inspect.iscoroutine(result) or hasattr(result, "__await__")
+    except Exception:  # The app's object would not be asked.
+        return False
+
+
 def awaited(app: Flask, result: Any) -> Any:
     """Return ``result``, or what comes of it if it is awaitable."""
-    if not inspect.isawaitable(result):
+    if not _is_awaitable(result):
         return result
 
     async def wait() -> Any:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +14,13 @@ from werkzeug.test import create_environ
 
 from async_hooks import AsyncHooks
 from async_hooks.envelope import Envelope
-from async_hooks.host.per_process import PerProcess
+from async_hooks.host.timer import Call, call_later
 from async_hooks.launch import after_response as module
 from async_hooks.launch.after_response import AfterResponse, after_response
-from async_hooks.launch.open_requests import OpenRequests
 from async_hooks.state import state_of
 from async_hooks.wsgi import close
 from tests.support.apps import make_app, make_task
-from tests.support.waiting import wait_until
+from tests.support.waiting import BOUND, wait_until
 
 
 def site(action: str, **config: Any) -> tuple[Flask, list[Envelope]]:
@@ -349,47 +350,102 @@ def test_what_a_later_teardown_function_puts_off_is_made_at_once() -> None:
 # -- a response that stays open
 
 
-class LookedAtByHand(OpenRequests):
-    """Open requests whose looks are the test's."""
+@pytest.fixture
+def at_limit(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
+    """Return what lets the longest wait of all that is put off be over."""
+    calls: set[Call] = set()
 
-    def _start(self) -> None:
-        pass
+    def call_later(seconds: float, make: Callable[[], object]) -> Call:
+        assert seconds == module.LONGEST_WAIT
+        call = Call(seconds, make)
+        calls.add(call)
+        return call
+
+    def make_all() -> None:
+        due = [*calls]
+        calls.clear()
+        for call in due:
+            call.make()
+        for thread in threading.enumerate():
+            if thread.name == "async_hooks-open-request":
+                thread.join(BOUND)
+
+    monkeypatch.setattr(module, "call_later", call_later)
+    monkeypatch.setattr(module, "cancel", calls.discard)
+    yield make_all
+    assert calls == set(), "a closed request left something to the timer"
 
 
 @pytest.fixture
-def open_requests(monkeypatch: pytest.MonkeyPatch) -> LookedAtByHand:
-    opened = LookedAtByHand()
-    monkeypatch.setattr(module, "_open", PerProcess(lambda: opened))
-    return opened
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LONGEST_WAIT", 0.05)
 
 
-def test_a_stream_holds_nothing_back_for_longer_than_two_looks(
-    action: str, open_requests: OpenRequests
+def test_a_stream_holds_nothing_back_for_longer_than_the_longest_wait(
+    action: str, at_limit: Callable[[], None]
 ) -> None:
     app, handed = site(action)
     server = Server(app, "/streaming")
     assert next(server.iterator) == b"a"
-    open_requests.look()
     assert handed == []
-    open_requests.look()
+    at_limit()
     assert len(handed) == 1
     server.finish()
     server.close()
     assert len(handed) == 1
 
 
-def test_nobody_has_to_look_by_hand(action: str) -> None:
+@pytest.mark.usefixtures("short")
+def test_the_timer_ends_the_wait(action: str) -> None:
     app, handed = site(action)
     servers = [Server(app, "/streaming") for _ in range(2)]
     wait_until(lambda: len(handed) == 2, "the hand-over")
-    servers.append(Server(app, "/streaming"))  # There is one to look at again.
+    servers.append(Server(app, "/streaming"))
     wait_until(lambda: len(handed) == 3, "the hand-over")
     for server in servers:
         server.close()
+    assert len(handed) == 3
+
+
+@pytest.mark.usefixtures("short")
+def test_what_takes_its_time_does_not_keep_the_timer() -> None:
+    app, _ = make_app()
+    begun, may_end, made = threading.Event(), threading.Event(), threading.Event()
+
+    def view() -> Response:
+        after_response(app, begun.set)
+        after_response(app, lambda: may_end.wait(BOUND))
+        return Response(iter(["a"]))
+
+    app.add_url_rule("/", view_func=view)
+    server = Server(app, "/")
+    assert begun.wait(BOUND)
+    call_later(0.0, made.set)
+    assert made.wait(BOUND)
+    may_end.set()
+    server.close()
+
+
+def test_where_no_thread_can_be_started_it_is_tried_again_later(
+    action: str, at_limit: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app, handed = site(action)
+    server = Server(app, "/streaming")
+
+    def refused(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refused)
+        at_limit()
+    assert handed == []
+    at_limit()
+    assert len(handed) == 1
+    server.close()
 
 
 def test_a_launch_while_streaming_waits_no_longer_either(
-    action: str, open_requests: OpenRequests
+    action: str, at_limit: Callable[[], None]
 ) -> None:
     app, handed = site(action)
 
@@ -405,22 +461,21 @@ def test_a_launch_while_streaming_waits_no_longer_either(
 
     app.add_url_rule("/twice", view_func=view)
     server = Server(app, "/twice")
-    for _ in range(2):
+    for number in (1, 2):
         next(server.iterator)
-        open_requests.look()
-        open_requests.look()
-    assert len(handed) == 2
+        at_limit()
+        assert len(handed) == number
+    server.close()
 
 
 def test_while_the_view_runs_its_launches_wait_for_what_it_may_commit(
-    action: str, open_requests: OpenRequests
+    action: str, at_limit: Callable[[], None]
 ) -> None:
     app, handed = site(action)
 
     def view() -> str:
         blinker.signal(action).send(app)
-        for _ in range(5):
-            open_requests.look()
+        at_limit()
         assert handed == []
         return "committed"
 
@@ -433,7 +488,7 @@ def test_while_the_view_runs_its_launches_wait_for_what_it_may_commit(
 
 @pytest.mark.parametrize("known_by", ["rule", "environ"])
 def test_in_the_view_of_a_websocket_the_wait_counts_from_the_launch(
-    action: str, open_requests: OpenRequests, known_by: str
+    action: str, at_limit: Callable[[], None], known_by: str
 ) -> None:
     app, handed = site(action)
     seen = []
@@ -441,9 +496,8 @@ def test_in_the_view_of_a_websocket_the_wait_counts_from_the_launch(
     def view() -> str:
         for _ in range(2):
             blinker.signal(action).send(app)
-            open_requests.look()
             before = len(handed)
-            open_requests.look()
+            at_limit()
             seen.append((before, len(handed)))
         return ""
 
@@ -458,11 +512,12 @@ def test_in_the_view_of_a_websocket_the_wait_counts_from_the_launch(
     assert seen == [(0, 1), (1, 2)]
 
 
-def test_what_has_nothing_left_is_forgotten(action: str, open_requests: OpenRequests) -> None:
+def test_a_closed_response_is_forgotten(action: str, at_limit: Callable[[], None]) -> None:
     app, _ = site(action)
-    Server(app, "/plain").close()
-    open_requests.look()
-    assert open_requests._waiting == {}
+    server = Server(app, "/plain")
+    assert app in module._open[os.getpid()].values()
+    server.close()
+    assert app not in module._open[os.getpid()].values()
 
 
 def test_a_stop_waits_for_no_response(action: str) -> None:
@@ -492,7 +547,7 @@ def test_a_stop_waits_for_no_response(action: str) -> None:
 
 
 def test_what_fails_is_logged_and_keeps_no_other_waiting(
-    open_requests: OpenRequests, caplog: pytest.LogCaptureFixture
+    at_limit: Callable[[], None], caplog: pytest.LogCaptureFixture
 ) -> None:
     app, _ = make_app()
     made: list[str] = []
@@ -504,8 +559,7 @@ def test_what_fails_is_logged_and_keeps_no_other_waiting(
 
     app.add_url_rule("/", view_func=view)
     server = Server(app, "/")
-    open_requests.look()
-    open_requests.look()
+    at_limit()
     assert made == ["second"]
     [record] = caplog.records
     assert "What a request put off until after its response failed" in record.getMessage()

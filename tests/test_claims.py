@@ -227,6 +227,17 @@ def attempt(process: Peer, ending: Any) -> None:
     process.claims.settle(envelope, ending)
 
 
+def sent_and_begun(shop: Shop) -> tuple[str, Peer, Peer, Envelope]:
+    """Return a delivery's id, who sent it, who began it, and its envelope."""
+    [launched] = shop.launch()
+    sender, executor = shop.peer(), shop.peer()
+    executor.turn()
+    executor.claims._settler.release(executor.taken)
+    [envelope] = sender.turn()
+    assert executor.begin(envelope)
+    return launched, sender, executor, envelope
+
+
 def begin_elsewhere(process: Peer, envelope: Envelope) -> None:
     """Begin the attempt in a process that has no relay, and that nobody sees living."""
     assert process.begin(envelope)
@@ -512,12 +523,7 @@ def test_an_overdue_run_is_left_to_the_process_that_runs_it(shop: Shop, runs_her
 
 
 def test_an_overdue_run_whose_process_dies_is_a_crash(shop: Shop) -> None:
-    [launched] = shop.launch()
-    sender, executor = shop.peer(), shop.peer()
-    executor.turn()
-    executor.claims._settler.release(executor.taken)
-    [envelope] = sender.turn()
-    assert executor.begin(envelope)
+    launched, sender, executor, envelope = sent_and_begun(shop)
     sender.claims.settle(envelope, TimedOut("no"))
     kill(executor)
     sender.turn()
@@ -542,12 +548,7 @@ def test_a_delivery_that_is_refused_again_and_again_is_discarded_in_the_end(shop
 
 
 def test_a_cut_connection_does_not_end_a_run_whose_process_lives(shop: Shop) -> None:
-    [launched] = shop.launch()
-    sender, executor = shop.peer(), shop.peer()
-    executor.turn()
-    executor.claims._settler.release(executor.taken)
-    [envelope] = sender.turn()
-    assert executor.begin(envelope)
+    launched, sender, executor, envelope = sent_and_begun(shop)
     sender.claims.settle(envelope, ConnectionBroken("a proxy went away"))
     sender.turn()
     assert shop.delivery(launched).state is DeliveryState.EXECUTING
@@ -557,12 +558,7 @@ def test_a_cut_connection_does_not_end_a_run_whose_process_lives(shop: Shop) -> 
 
 
 def test_a_cut_connection_whose_process_died_is_a_crash_a_moment_later(shop: Shop) -> None:
-    [launched] = shop.launch()
-    sender, executor = shop.peer(), shop.peer()
-    executor.turn()
-    executor.claims._settler.release(executor.taken)
-    [envelope] = sender.turn()
-    assert executor.begin(envelope)
+    launched, sender, executor, envelope = sent_and_begun(shop)
     sender.claims.settle(envelope, ConnectionBroken("it went away"))
     kill(executor)
     sender.turn()
@@ -825,12 +821,7 @@ def test_an_attempt_that_another_replaced_is_settled_once_and_not_for_ever(shop:
 
 
 def test_a_cancelled_run_that_fails_anywhere_is_nobodys_afterwards(shop: Shop) -> None:
-    [launched] = shop.launch()
-    sender, executor = shop.peer(), shop.peer()
-    executor.turn()
-    executor.claims._settler.release(executor.taken)
-    [envelope] = sender.turn()
-    assert executor.begin(envelope)
+    launched, sender, executor, envelope = sent_and_begun(shop)
     with shop.app.app_context():
         assert shop.hooks.outbox.cancel(launched)
         executor.heartbeat(shop)

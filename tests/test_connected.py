@@ -183,7 +183,7 @@ def test_only_those_that_one_run_reaches_count(action: str, level: Auth) -> None
     receive = closure([], 1)
     async_signal(action).connect(receive)
     nopriv_signal(action).connect(receive)
-    expected = "is for|2 receivers" if level & Auth.LOGGED_OUT else "launches for"
+    expected = "is for|2 receivers|both signals" if level & Auth.LOGGED_OUT else "launches for"
     with pytest.raises(AsyncHooksError, match=expected):
         launch(app, task)
 
@@ -403,3 +403,27 @@ assert ran == [1, 2], ran
 
 def test_in_a_process_with_one_app_all_receivers_are_its_own() -> None:
     subprocess.run([sys.executable, "-W", "error", "-c", ONE_APP], check=True)
+
+
+def test_what_is_left_out_and_differs_is_warned_of_once(
+    action: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    kept = []
+
+    def connect(partner: str) -> None:
+        def tell(sender: Any, **_: Any) -> str:
+            return partner
+
+        kept.append(tell)
+        async_signal(action).connect(tell)
+
+    app, hooks = make_app()
+    make_task(hooks, action)
+    connect("crm")
+    AsyncHooks(plain_app())
+    connect("news")
+    task = state_of(app).tasks.find("tests.Task")
+    assert task is not None
+    for _ in range(2):
+        assert len(receivers_of(state_of(app), task, anonymous=True)) == 1
+    assert caplog.text.count("of the latest app of this process only") == 1

@@ -248,6 +248,28 @@ def test_a_decorated_function_has_the_arguments_of_the_one_inside() -> None:
     assert ran == [8]
 
 
+def test_a_decorator_may_supply_an_argument_or_take_one_for_itself() -> None:
+    app, hooks = make_app()
+    ran: list[Any] = []
+
+    def decorate(function: Any) -> Any:
+        @functools.wraps(function)
+        def call(*, tenant: str, **kwargs: Any) -> Any:
+            return function(f"session of {tenant}", **kwargs)
+
+        return call
+
+    @hooks.job(name="supplied")
+    @decorate
+    def export(session: str, *, number: int) -> None:
+        ran.append((session, number))
+
+    enqueue: Any = export.enqueue
+    with app.app_context():
+        enqueue(tenant="acme", number=1)
+    assert ran == [("session of acme", 1)]
+
+
 def test_positional_arguments_without_names_have_none_to_travel_by() -> None:
     app, hooks = make_app()
 

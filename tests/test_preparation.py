@@ -189,8 +189,8 @@ def test_a_receiver_whose_action_no_task_defers_is_warned_of_and_fails_check(
     lines = warnings(caplog)
     assert len(lines) == 2
     assert lines[0].startswith(
-        f"Receiver 'crm' is connected to 'wp_async_{action}_typo', which no task fires, so it is "
-        "never called."
+        f"Receiver 'crm' is connected to 'wp_async_{action}_typo', which no task fires so far, so "
+        "it is not called."
     )
     assert lines[0].endswith(f"Did you mean 'wp_async_{action}'?")
     assert f"'wp_async_{action}_plain'" in lines[1]

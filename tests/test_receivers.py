@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from werkzeug.local import LocalProxy
 
 from async_hooks import AsyncHooks
 from async_hooks.envelope import Envelope
 from async_hooks.receivers import RunOptions, options_of
 from async_hooks.state import state_of
 from async_hooks.task import DISCARDED
-from tests.support.apps import make_task, plain_app
+from tests.support.apps import make_app, make_task, plain_app
+from tests.support.facts import Facts
 
 
 class Shop:
@@ -84,3 +86,22 @@ def test_a_task_that_cannot_be_made_has_the_default_backoff(shop: Shop) -> None:
 
     shop.task(__init__=refuse)
     assert 4 <= shop.options().backoff(1) <= 6
+
+
+def test_what_a_job_returns_is_not_asked_to_be_awaited(action: str, facts: Facts) -> None:
+    class Shy:
+        def __getattribute__(self, name: str) -> Any:
+            raise RuntimeError(name)
+
+    app, hooks = make_app(ASYNC_HOOKS_TRANSPORT="eager")
+    returned: list[Any] = [LocalProxy(lambda: Shy()), Shy(), LocalProxy(lambda: [][0])]
+
+    @hooks.job(name=action)
+    def touch(number: int) -> Any:
+        return returned[number]
+
+    with app.app_context():
+        for number in range(3):
+            touch.enqueue(number)
+    assert len(facts.of("succeeded")) == 3
+    assert facts.of("failed") == []

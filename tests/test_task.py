@@ -95,10 +95,11 @@ def test_a_wrong_declaration_is_refused_when_it_is_registered(task: Any, message
         ("queues", "queue"),
         ("uniquekey", "unique_key"),
         ("back_off", "backoff"),
-        ("prepare", "prepare_data"),
         ("prepare_date", "prepare_data"),
         ("runaction", "run_action"),
-        ("discard", "discarded"),
+        ("auth", "auth_level"),
+        ("max_retries", "max_attempts"),
+        ("queue_name", "queue"),
         ("auth_levl", "auth_level"),
     ],
 )
@@ -113,9 +114,9 @@ def test_a_misspelt_attribute_is_refused_with_the_nearest_name(name: str, meant:
 @pytest.mark.parametrize(
     "name",
     [
-        *("sender", "subject", "template", "names", "refs", "rename", "run", "retries", "url"),
+        *("sender", "subject", "template", "names", "refs", "rename", "run", "url"),
         *("send_mail", "load_order", "finished_at", "timeout_of", "prepare_data_for", "reference"),
-        *("_max_attempt", "TIMEOUT", "database", "schedule", "client", "auth", "cache_key"),
+        *("_max_attempt", "TIMEOUT", "database", "schedule", "client", "cache_key", "prepare_by"),
     ],
 )
 def test_an_attribute_of_its_own_is_the_task_s_business(name: str) -> None:
@@ -221,3 +222,9 @@ def test_registering_a_task_twice_connects_it_once(action: str) -> None:
 
 def test_auth_is_a_flag() -> None:
     assert Auth.LOGGED_IN | Auth.LOGGED_OUT is Auth.BOTH
+
+
+@pytest.mark.parametrize("name", ["prepare", "discard", "queued", "dispatcher", "on_finish"])
+def test_a_method_may_have_a_name_that_is_like_one_of_ours(name: str) -> None:
+    task = declared(action="a", **{name: lambda self: None})
+    assert AsyncHooks().register(task) is task

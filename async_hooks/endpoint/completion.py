@@ -124,7 +124,9 @@ def _result_of(attempt: Attempt) -> str | None:
         return None
     try:
         return snapshot({"result": result}, max_bytes=_MAX_RESULT)
-    except Exception:  # It is no JSON, or would not be looked at.
+    except BaseException as error:  # It is no JSON, or would not be looked at.
+        if is_from_keyboard(error):
+            raise
         shown = repr_of(result)[:ERROR_LENGTH]
     if shown == UNSHOWN:
         what = "Envelope %s: its result cannot be shown, and is not kept."

@@ -11,7 +11,9 @@ there the second counts from the call. The moment also comes when the process en
 
 from __future__ import annotations
 
+import logging
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from operator import itemgetter
 from typing import TYPE_CHECKING
@@ -21,8 +23,8 @@ from flask import Flask, Request, request
 from ..context import request_of
 from ..endpoint.attempt import ATTEMPT
 from ..host.per_process import PerProcess
+from ..host.timer import Call, call_later, cancel
 from ..wsgi import close, is_served
-from .open_requests import OpenRequests
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -30,7 +32,13 @@ if TYPE_CHECKING:
 #: Where a request's Pending lies in its environ.
 PENDING = "async_hooks.pending"
 
-_open = PerProcess(OpenRequests)
+#: Seconds for which an open response, or a WebSocket, holds back what its request put off.
+LONGEST_WAIT = 1.0
+
+#: The requests of each process that have put something off and whose response is still open.
+_open: PerProcess[dict[Pending, Flask]] = PerProcess(dict)
+
+logger = logging.getLogger("async_hooks")
 
 
 def after_response(app: Flask, call: Callable[[], object], *, priority: int = 0) -> None:
@@ -40,11 +48,11 @@ def after_response(app: Flask, call: Callable[[], object], *, priority: int = 0)
         call()
         return
     pending = _pending(request.environ)
+    if pending.closes:
+        _open[os.getpid()][pending] = app
     pending.add(call, priority)
-    if _is_websocket(request):
-        pending.is_bounded = True
-    if pending.closes or pending.is_bounded:
-        _open[os.getpid()].add(app, pending)
+    if pending.is_bounded or _is_websocket(request):
+        pending.bound()
 
 
 def at_teardown(error: BaseException | None) -> None:
@@ -56,7 +64,9 @@ def at_teardown(error: BaseException | None) -> None:
 
 def close_open(app: Flask) -> None:
     """Make the calls that open requests of ``app`` put off in this process, which ends."""
-    _open[os.getpid()].close(app)
+    for pending, whose in list(_open[os.getpid()].items()):
+        if whose is app:
+            _guarded(pending.close)
 
 
 def _pending(environ: WSGIEnvironment) -> Pending:
@@ -71,21 +81,29 @@ def _is_websocket(request: Request) -> bool:
     return (rule is not None and rule.websocket) or "wsgi.websocket" in request.environ
 
 
+def _guarded(make: Callable[[], None]) -> None:
+    try:
+        make()
+    except Exception:
+        logger.exception("What a request put off until after its response failed.")
+
+
 class Pending:
     """The calls that one request puts off: made once, in the order of priority; later ones singly.
 
     Any thread may add while another closes: each call is popped, and so made, once.
-    ``closes`` says that a server will close the response, ``is_bounded`` that the calls wait for
-    two looks at most: the view has returned, or is a WebSocket's. Another view that runs may have
-    yet to commit what the calls are about.
+    ``closes`` says that a server will close the response, ``is_bounded`` that the calls wait no
+    longer than :data:`LONGEST_WAIT`: the view has returned, or is a WebSocket's. Another view that
+    runs may have yet to commit what the calls are about.
     """
 
-    __slots__ = ("_calls", "_closed", "_was_seen", "closes", "is_bounded")
+    __slots__ = ("_calls", "_closed", "_limit", "closes", "is_bounded")
 
     def __init__(self, *, closes: bool) -> None:
         self.closes = closes
         self.is_bounded = False
-        self._was_seen = False
+        #: What makes the calls if nobody closes before.
+        self._limit: Call | None = None
         self._closed = False
         self._calls: dict[Callable[[], object], int] = {}
 
@@ -98,16 +116,31 @@ class Pending:
         if self._closed:
             self.close()
 
+    def bound(self) -> None:
+        """Let the calls, if there are any, wait no longer than that from now on."""
+        self.is_bounded = True
+        if self._calls and self._limit is None:
+            self._limit = call_later(LONGEST_WAIT, self._at_limit)
+
     def close(self) -> None:
         """Make the calls, and from now on each at once."""
         self._closed = True
+        _open[os.getpid()].pop(self, None)
+        if self._limit is not None:
+            cancel(self._limit)
         self._make()
 
-    def look(self) -> None:
-        """Make the calls if the last look has seen some already, and they may not wait."""
-        if self._was_seen and self.is_bounded:
-            self._make()
-        self._was_seen = self.is_bounded and bool(self)
+    def _at_limit(self) -> None:
+        """Make the calls in a thread of their own: one may run what it finds no room for."""
+        self._limit = None  # First, so that what is added from here on has a limit of its own.
+        if not self._calls:
+            return
+        name = "async_hooks-open-request"
+        thread = threading.Thread(target=_guarded, args=[self._make], name=name, daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # There is a limit on threads. The response may end before the next.
+            self.bound()
 
     def _make(self) -> None:
         """Make the calls; raise what the first of those that failed raised, after the last."""
@@ -145,7 +178,7 @@ class AfterResponse:
             pending.close()
             raise
         if pending:
-            pending.is_bounded = True
+            pending.bound()
             return _Closing(body, pending.close)
         pending.close()
         return body

@@ -1,4 +1,4 @@
-"""The launcher: it turns a sent signal into an envelope."""
+"""The launcher: it turns what a task launches with into an envelope, and sends that on its way."""
 
 from __future__ import annotations
 
@@ -8,70 +8,21 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from flask import Flask, current_app
-
 from ..context import RunningTask, admits, current_attempt, origin
 from ..declarations import check_options
 from ..envelope import Envelope, new_id
 from ..errors import AsyncHooksError, ConfigError, DataError, OutboxUnavailable
 from ..log import one_line
 from ..receivers import refuse_shared_names
-from ..registry import AppBound, Registry
-from ..signals import send, task_failed, task_launched
+from ..signals import send, task_launched
 from ..snapshot import plain, snapshot
-from ..state import KEY, State, current_state
-from ..task import AsyncTask, Auth, LaunchOptions, SkipTask
+from ..state import State
+from ..task import AsyncTask, Auth, LaunchOptions
 from ..texts import repr_of
 from ..validation import is_text, seconds_or_zero
 from .after_response import after_response
 
-_NO_CONTEXT = (
-    "The action of task %r was sent outside of an application context, so it was not launched. "
-    "Send it inside 'with app.app_context():'."
-)
-
 logger = logging.getLogger("async_hooks")
-
-
-class Trigger(AppBound):
-    """What is connected to a task's action: launches it, in an app that has the task."""
-
-    def __init__(self, task: type[AsyncTask], tasks: Registry[type[AsyncTask]]) -> None:
-        super().__init__(task.name, tasks)
-        self._task = task
-        self._reported = False
-
-    def __call__(self, sender: Any, /, **kwargs: Any) -> str | None:
-        """Launch, and return the envelope's id; None where there is nothing to launch."""
-        if not current_app:
-            if not self._reported:
-                logger.error(_NO_CONTEXT, self.name)
-            self._reported = True
-            return None
-        state = current_state() if KEY in current_app.extensions else None
-        if state is None or self.tasks() is not state.tasks:
-            self.warn_without_app()
-            return None
-        attempt = _attempt_of(state)
-        if attempt is not None and not attempt.launching:
-            return None
-        task, envelope_id = self._task, new_id()
-        try:
-            user = _visitor(state, task)
-            if not admits(task.auth_level, anonymous=user is None):
-                return None
-            data = task().prepare_data(sender, **kwargs)
-            envelope = _envelope(state, attempt, task, data, user, envelope_id)
-        except SkipTask:
-            return None
-        except Exception as error:
-            # Attempt 0: it never got as far as a first one.
-            failed = Envelope(id=envelope_id, task=task.name, body="null", attempt=0)
-            send(task_failed, state.app, envelope=failed, exception=error)
-            if _propagates(state.app):
-                raise
-            return None
-        return _launch(state, attempt, envelope)
 
 
 def dispatch(
@@ -90,30 +41,34 @@ def dispatch(
             f"Task {task.name!r} is not registered for {state.app.name!r}. "
             "Decorate it with @hooks.register."
         )
-    attempt = _attempt_of(state)
+    attempt = attempt_of(state)
     if attempt is not None and not attempt.launching:
         raise AsyncHooksError(
             f"Task {task.name!r} was dispatched in the fresh request of another, outside its "
             "run_action. Dispatch it where async_hooks.current_envelope is false."
         )
     if user is None:
-        user = _visitor(state, registered)
+        user = visitor_for(state, registered)
     if not admits(registered.auth_level, anonymous=user is None):
         raise AsyncHooksError(
             f"Task {task.name!r} launches for {registered.auth_level!r} visitors only. "
             "Name the visitor with dispatch(…, user=id), or widen its 'auth_level'."
         )
-    envelope = _envelope(state, attempt, registered, data, user, new_id(), options)
-    return _launch(state, attempt, envelope)
+    envelope = envelope_for(state, attempt, registered, data, user, new_id(), options)
+    return launch(state, attempt, envelope)
 
 
-def _attempt_of(state: State) -> RunningTask | None:
+def attempt_of(state: State) -> RunningTask | None:
     """Return the attempt that this context belongs to, if it is one of this app."""
     attempt = current_attempt.get(None)
     return attempt if attempt is not None and attempt.state.app is state.app else None
 
 
-def _visitor(state: State, task: type[AsyncTask]) -> Any:
+def visitor_for(state: State, task: type[AsyncTask]) -> Any:
+    """Return whom ``task`` shall run as, None for nobody.
+
+    :raises ConfigError: if it wants somebody logged in, and nothing tells who that is.
+    """
     if task.auth_level == Auth.LOGGED_IN and not state.context.knows_visitors(state.app):
         raise ConfigError(
             f"Task {task.name!r} is for logged-in visitors, but nothing tells who is logged in. "
@@ -122,7 +77,7 @@ def _visitor(state: State, task: type[AsyncTask]) -> Any:
     return state.context.captured_visitor(state.app, task.auth_level)
 
 
-def _envelope(
+def envelope_for(
     state: State,
     attempt: RunningTask | None,
     task: type[AsyncTask],
@@ -131,6 +86,7 @@ def _envelope(
     envelope_id: str,
     options: LaunchOptions = LaunchOptions(),  # noqa: B008 - a value
 ) -> Envelope:
+    """Return what carries a launch of ``task`` with ``data`` for ``user``."""
     if state.store is None and not state.is_reachable():
         raise ConfigError(
             "'ASYNC_HOOKS_URL' is not set, no request has shown yet where this app listens, and "
@@ -199,8 +155,11 @@ def _digest(task: type[AsyncTask], key: str) -> str:
     return hashlib.sha256(text).hexdigest()
 
 
-def _launch(state: State, attempt: RunningTask | None, envelope: Envelope) -> str:
-    """Send the envelope on its way: into the outbox if there is one, else into memory."""
+def launch(state: State, attempt: RunningTask | None, envelope: Envelope) -> str:
+    """Send ``envelope`` into the outbox if there is one, else into memory; return its id.
+
+    Return another's id where that waits with the same unique key.
+    """
     key, winner = envelope.unique_key, None
     if state.store is None:
         send(task_launched, state.app, envelope=envelope)
@@ -254,8 +213,3 @@ def wake(state: State) -> None:
     """Tell the relays, after this request's response, that the outbox has something."""
     if state.relay is not None:
         after_response(state.app, state.relay.wake)
-
-
-def _propagates(app: Flask) -> bool:
-    propagate = app.config["PROPAGATE_EXCEPTIONS"]
-    return bool(app.testing or app.debug if propagate is None else propagate)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -94,7 +93,7 @@ class Outbox(Queries):
 
     def skew(self) -> float | None:
         """Return by how many seconds this host's clock is ahead of the database's, if by one."""
-        self._database.now()
+        self._database.compare_clocks()
         return self._database.clock.skew
 
     def losses(self) -> list[str]:
@@ -175,31 +174,26 @@ class Outbox(Queries):
 
     def relays(self) -> list[RelaySeen]:
         """Return the processes that relay, or died and were not yet missed."""
-        rows = self._processes.all()
-        running = self._processes.running() if rows else []
+        return [self._seen(row) for row in self._processes.all()]
 
-        def ids(row: ProcessRow, which: Callable[[Any], bool]) -> list[str]:
-            return [one.id for one in running if one.process_id == row.id and which(one)]
-
-        return [
-            RelaySeen(
-                **{name: getattr(row, name) for name in _OF_A_PROCESS},
-                queues=row.queues.split(),
-                deliveries=ids(row, lambda one: one.state == DeliveryState.EXECUTING),
-                overdue=ids(row, self._is_overdue),
-                cancelled=ids(row, lambda one: one.state == DeliveryState.CANCELLED),
-                started_at=moment(row.started_at),
-                seen_at=moment(row.seen_at),
-                is_alive=self._is_alive(row),
-            )
-            for row in rows
-        ]
+    def _seen(self, row: ProcessRow) -> RelaySeen:
+        running = self._processes.running(row.id)
+        executing = [one for one in running if one.state == DeliveryState.EXECUTING]
+        return RelaySeen(
+            **{name: getattr(row, name) for name in _OF_A_PROCESS},
+            queues=row.queues.split(),
+            deliveries=[one.id for one in executing],
+            overdue=[one.id for one in executing if self._is_overdue(one)],
+            cancelled=[one.id for one in running if one not in executing],
+            started_at=moment(row.started_at),
+            seen_at=moment(row.seen_at),
+            is_alive=self._is_alive(row),
+        )
 
     def _is_overdue(self, row: Any) -> bool:
         envelope = Envelope(row.id, row.task, "", receiver=row.receiver or None)
         timeout = options_of(state_of(self._app), envelope).timeout
-        is_executing = row.state == DeliveryState.EXECUTING
-        return bool(is_executing and self._now() - row.started_at > timeout)
+        return bool(self._now() - row.started_at > timeout)
 
     def _is_alive(self, row: ProcessRow) -> bool:
         is_silent = self._now() - row.seen_at > 2 * state_of(self._app).config.lease

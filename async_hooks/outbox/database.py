@@ -51,7 +51,7 @@ class Database:
         self._make_engine = make_engine
         self._is_own = is_own
         self._pools = PerProcess(self._open)
-        self._clocks = PerProcess(lambda: Clock(self.dialect, self._ask))
+        self._clocks = PerProcess(lambda: Clock(self.dialect, self._ask if is_own else None))
 
     @property
     def engine(self) -> Engine:
@@ -70,6 +70,10 @@ class Database:
     def now(self) -> float:
         """Return the time, in seconds since the epoch, by the database's own clock."""
         return self.clock.now()
+
+    def compare_clocks(self) -> None:
+        """Compare this process' counting with the database's clock, if that is due."""
+        self.clock.compare(self._ask)
 
     def _ask(self, statement: Any) -> Any:
         return self.execute(statement, urgent=True).one()

@@ -1,7 +1,7 @@
 """Deadlines: a server that falls silent lets nobody wait for longer than they want to.
 
 A driver waits for as long as the other machine keeps the connection open, and that one does so
-though the database in it is frozen. Here a thread ends the connection at the deadline: the driver
+though the database in it is frozen. Here the timer ends the connection at the deadline: the driver
 sees that as a loss, whichever driver it is.
 """
 
@@ -15,10 +15,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, TypeVar
 
+from ..host.timer import Call, call_later, cancel
+
 T = TypeVar("T")
 
-#: Seconds between two looks, and how many find nothing before the thread ends.
-_EVERY, _IDLE_LOOKS = 0.25, 40
+#: Seconds until the next look at what had no socket yet, and until the first at what comes late.
+_PAUSE = 0.25
 
 #: The fewest seconds that a connection may take to be made.
 _LEAST = 2
@@ -28,86 +30,91 @@ _LIMITED = ("psycopg", "psycopg2", "pymysql", "mysqldb")
 
 
 class _Step:
-    """What one thread does until ``until``, on the connections ``drivers``."""
+    """What one thread does until ``until``, and the connections that it uses."""
 
-    __slots__ = ("drivers", "until")
+    __slots__ = ("_call", "_drivers", "_lock", "_until")
 
     def __init__(self, until: float) -> None:
-        self.until = until
-        self.drivers: list[Any] = []
+        self._until = until
+        self._drivers: list[Any] = []
+        self._lock = threading.Lock()
+        self._call: Call | None = None
+
+    @property
+    def left(self) -> float:
+        return self._until - time.monotonic()
+
+    def add(self, driver: Any) -> None:
+        with self._lock:
+            if driver not in self._drivers:
+                self._drivers.append(driver)
+        if self._call is None:
+            self._watch()
+
+    def remove(self, driver: Any) -> bool:
+        with self._lock:
+            if driver not in self._drivers:
+                return False
+            self._drivers.remove(driver)
+        return True
+
+    def end(self) -> None:
+        with self._lock:
+            self._drivers.clear()  # What the timer does at this moment finds none.
+        if self._call is not None:
+            cancel(self._call)
+
+    def _watch(self) -> None:
+        self._call = call_later(max(self.left, _PAUSE), self._cut)
+
+    def _cut(self) -> None:
+        """End the connections, in the timer's thread."""
+        self._call = None  # First, so that what is added from here on is looked at.
+        with self._lock:
+            self._drivers = [each for each in self._drivers if not _end(each)]
+        if self._drivers:
+            self._watch()
 
 
 class Deadlines:
     """The deadlines of the steps that the threads of one process take."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._steps: set[_Step] = set()
-        self._thread: threading.Thread | None = None
-        self._local = threading.local()
+        self._local = threading.local()  # Not a base class: gevent may patch it after the import.
 
     def run(self, until: float, step: Callable[[], T]) -> T:
         """Return what ``step`` does, on connections that end at ``until`` of the monotonic clock.
 
         A step within another has its own deadline.
         """
-        before = getattr(self._local, "step", None)
+        before = self._step
         mine = self._local.step = _Step(until)
         try:
             return step()
         finally:
             self._local.step = before
-            with self._lock:
-                self._steps.discard(mine)
+            mine.end()
 
     @property
     def left(self) -> float | None:
         """The seconds that this thread's step has left, None if it has no deadline."""
-        step: _Step | None = getattr(self._local, "step", None)
-        return None if step is None else step.until - time.monotonic()
+        step = self._step
+        return None if step is None else step.left
 
     def add(self, driver: Any) -> None:
         """Let this thread's step, if it takes one, use ``driver``."""
-        step: _Step | None = getattr(self._local, "step", None)
-        if step is None:
-            return
-        with self._lock:
-            if driver not in step.drivers:
-                step.drivers.append(driver)
-            self._steps.add(step)
-            if self._thread is None:
-                self._thread = threading.Thread(
-                    target=self._watch, name="async_hooks-deadlines", daemon=True
-                )
-                try:
-                    self._thread.start()
-                except RuntimeError:  # No more threads can be started: nobody watches.
-                    self._thread = None
+        step = self._step
+        if step is not None:
+            step.add(driver)
 
     def remove(self, driver: Any) -> bool:
         """Let the step be done with ``driver``; return false if that was ended by its deadline."""
-        step: _Step | None = getattr(self._local, "step", None)
-        if step is None:
-            return True
-        with self._lock:
-            if driver not in step.drivers:
-                return False
-            step.drivers.remove(driver)
-        return True
+        step = self._step
+        return step is None or step.remove(driver)
 
-    def _watch(self) -> None:
-        looks = 0
-        while True:
-            time.sleep(_EVERY)
-            with self._lock:
-                now = time.monotonic()
-                for step in self._steps:
-                    if step.until <= now:  # What has no socket yet, ends at a later look.
-                        step.drivers = [each for each in step.drivers if not _end(each)]
-                looks = 0 if self._steps else looks + 1
-                if looks >= _IDLE_LOOKS:
-                    self._thread = None
-                    return
+    @property
+    def _step(self) -> _Step | None:
+        return getattr(self._local, "step", None)
 
 
 def connect_within(

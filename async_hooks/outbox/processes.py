@@ -66,7 +66,7 @@ _RUNNING = (
     select(_d.process_id, _d.id, _d.task, _d.receiver, _d.state, _d.started_at)
     .where(
         _d.audience == bindparam("whose"),
-        _d.process_id.in_(select(_p.id)),  # A dead process may have cancelled ones.
+        _d.process_id == bindparam("of"),
         _d.started_at.is_not(None),
         or_(*(_d.state == s.value for s in (DeliveryState.EXECUTING, DeliveryState.CANCELLED))),
     )
@@ -138,6 +138,7 @@ class Processes:
                 for one in self._of_each(connection, _UNREGISTERED)
             ]
 
+        self._database.compare_clocks()
         return self._database.transaction(body)
 
     def all(self) -> list[ProcessRow]:
@@ -170,12 +171,12 @@ class Processes:
                 values = {"of": process_id, "delivery": row.id}
                 self._database.execute(_LEAVE, values, repeatable=True)
 
-    def running(self) -> list[Any]:
-        """Return rows of what runs, not only claimed, the longest first: a batch.
+    def running(self, process_id: str) -> list[Any]:
+        """Return rows of what the process runs, not only claims, the longest first: a batch.
 
-        A cancelled one runs until its end, if its process lives.
+        A cancelled one runs until its end.
         """
-        return [*self._of_each(self._database, _RUNNING)]
+        return [*self._of_each(self._database, _RUNNING, of=process_id)]
 
     def _of_each(
         self, runs: Database | Connection, statement: Executable, **values: Any

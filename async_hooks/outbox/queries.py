@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, case, delete, func, null, or_, select, update
+from sqlalchemy import ColumnElement, and_, case, delete, exists, func, null, or_, select, update
 
 from ..delivery import SHOWN, UNFINISHED, DeliveryState
 from ..validation import checked, seconds_or_zero
@@ -224,13 +224,17 @@ class Queries:
         return and_(self._is_ours(), *wanted)
 
     def _finished(self, older_than: float | timedelta) -> ColumnElement[bool]:
-        """Return what a purge deletes.
+        """Return what a purge deletes: no part of a fan-out of which another part is younger.
 
         Only what is final has finished; asked for its state, a database may read all that is.
         """
-        age = checked(seconds_or_zero, older_than, "older_than")
-        is_old = _d.finished_at < self._now() - age
-        return and_(self._is_ours(), is_old, _d.unique_key.is_(None))
+        limit = self._now() - checked(seconds_or_zero, older_than, "older_than")
+        part = deliveries.alias("part")
+        is_younger = or_(part.c.finished_at.is_(None), part.c.finished_at >= limit)
+        of_family = part.c.parent_id == func.coalesce(_d.parent_id, _d.id)
+        has_younger = exists().where(of_family, is_younger)
+        is_old = _d.finished_at < limit
+        return and_(self._is_ours(), is_old, _d.unique_key.is_(None), ~has_younger)
 
     def _count(self, where: ColumnElement[bool]) -> int:
         query = select(func.count()).select_from(deliveries).where(where)

@@ -61,6 +61,8 @@ class Store:
     def add_within(self, connection: CoreConnection, envelopes: Sequence[Envelope]) -> None:
         """Add ``envelopes`` in the transaction of an app's ``connection``."""
         within = self.database.within(connection)
+        # On this connection, because the app's pool may have no other to spare.
+        self.database.clock.compare(lambda statement: within.execute(statement).one())
         add(within, self._rows(envelopes), self.audiences[1:])
 
     def unfinished(self, unique_key: str, within: CoreConnection | None = None) -> str | None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import create_engine
 
 from async_hooks.delivery import Claim
 from async_hooks.envelope import Envelope
@@ -20,10 +22,11 @@ from tests.support.databases import KINDS, fresh_database
 class Host:
     """The ``time`` module of a host whose clock is ``ahead`` of this one's."""
 
-    monotonic = staticmethod(time.monotonic)
-
     def __init__(self, ahead: float) -> None:
         self.ahead = ahead
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(time, name)
 
     def time(self) -> float:
         return time.time() + self.ahead
@@ -70,6 +73,38 @@ def test_a_host_whose_clock_is_set_in_between_goes_on_by_the_databases(
         moved = database.now() - before
         assert (moved < 1) is (kind != "sqlite")  # SQLite is one machine, with one clock.
         database.engine.dispose()
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "sqlite"])
+def test_threads_that_ask_first_at_once_are_all_told_the_same(
+    kind: str, tmp_path: Path, monkeypatch: Any
+) -> None:
+    with fresh_database(kind, tmp_path) as url:
+        database = database_of(url, tmp_path)
+        monkeypatch.setattr(clock, "time", Host(20.0))
+        told: list[float] = []
+        threads = [threading.Thread(target=lambda: told.append(database.now())) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert max(told) - time.time() < 1
+        database.engine.dispose()
+
+
+def test_an_apps_pool_is_asked_for_no_second_connection(tmp_path: Path) -> None:
+    with fresh_database("postgresql", tmp_path) as url:
+        database_of(url, tmp_path).engine.dispose()
+        engine = create_engine(url, pool_size=1, max_overflow=0, pool_timeout=20)
+        database = Database(lambda: engine)
+        store = Store(database, ["shop"], now=database.now)
+        began = time.monotonic()
+        with engine.connect() as connection:
+            store.add_within(connection, [Envelope("one", "task", "{}")])
+            connection.commit()
+        assert time.monotonic() - began < 5
+        assert database.clock.skew is None
+        engine.dispose()
 
 
 def test_a_database_that_does_not_answer_leaves_a_host_its_own_clock(tmp_path: Path) -> None:

@@ -766,9 +766,9 @@ def test_a_parent_that_holds_a_unique_key_is_not_purged(outbox: Outbox) -> None:
     parent = outbox.begun(unique_key="key")
     one, two = outbox.split(parent, "one", "two")
     outbox.complete(one)
-    assert outbox.purge() == 1
+    assert outbox.purge() == 0
     outbox.complete(two)
-    assert outbox.purge() == 2
+    assert outbox.purge() == 3
     assert outbox.rows() == []
 
 
@@ -879,3 +879,18 @@ def test_an_error_is_cut_to_what_is_kept_of_it(outbox: Outbox) -> None:
     begun = outbox.begun()
     assert outbox.store.record(begun, Ending(DeliveryState.DISCARDED, error="x" * 5000))
     assert outbox.row(begun.id)["error"] == "x" * 2000
+
+
+@pytest.mark.parametrize("how", ["unfinished", "younger"])
+def test_no_part_of_a_fan_out_is_purged_before_its_youngest(outbox: Outbox, how: str) -> None:
+    parent = outbox.begun()
+    one, two = outbox.split(parent, "one", "two")
+    outbox.complete(one)
+    if how == "younger":
+        assert outbox.cancel(two.id, now=NOW + 100)
+    outbox.purge(before=NOW + 50)
+    assert {row["id"] for row in outbox.rows()} == {parent.id, one.id, two.id}
+    if how == "unfinished":
+        assert outbox.cancel(two.id, now=NOW + 100)
+    outbox.purge(before=NOW + 150)
+    assert outbox.rows() == []

@@ -266,16 +266,6 @@ def test_an_exception_without_a_text_is_the_failure_of_a_run_that_began(
     assert "before_request" not in site.log
 
 
-def test_a_timeout_is_reported(start: Start) -> None:
-    site, url = start(SITE_ASYNC_HOOKS_TIMEOUT="0.2")
-    site.hold.touch()
-    requests.get(f"{url}/visit/1", timeout=30)
-    [note] = site.wait_for("failed", 1)
-    assert "gave no verdict within 0.2 seconds" in note["error"]
-    site.hold.unlink()
-    site.wait_for("done", 1)
-
-
 def test_several_apps_of_one_process_keep_apart(start: Start) -> None:
     # site.py makes three apps with one AsyncHooks; only the served one launches.
     site, url = start()
