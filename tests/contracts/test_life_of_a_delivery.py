@@ -251,12 +251,19 @@ class Life(RuleBasedStateMachine):
 
     @rule(age=st.sampled_from([0, 5, 20]))
     def purge(self, age: int) -> None:
+        limit = self.now - age
+        families = {  # Of which a part is younger.
+            model.first.parent_id
+            for model in self.models.values()
+            if model.finished_at is None or model.finished_at >= limit
+        }
         old = [
             model
             for model in self.models.values()
             if model.finished_at is not None
-            and model.finished_at < self.now - age
+            and model.finished_at < limit
             and model.key is None
+            and (model.first.parent_id or model.first.id) not in families
         ]
         assert self.outbox.purge(self.now - age) == len(old)
         for model in old:
