@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import os
+import re
 import signal
 from collections.abc import Iterator
 from typing import Any
@@ -13,6 +15,25 @@ from async_hooks import signals
 from tests.support.facts import Facts
 
 _numbers = itertools.count(1)
+
+#: By file, the variants of slow tests that only ``.ci/long`` runs: the gate tries their likes.
+_LONG = re.compile(
+    r"test_matrix\.py.*\[gunicorn gthread, (preloaded|TLS|unix socket)\]"
+    r"|test_silent_servers\.py.*\[app-.*mariadb"
+    r"|test_deploys\.py.*\[mariadb\]"
+    r"|test_flask_migrate\.py.*\[ours first\]"
+    r"|test_database\.py.*whole_wherever.*True\]"
+    r"|test_(rampage|killed_workers)\.py.*random_killer.*\[(mariadb|app)-"
+    r"|test_overdue\.py.*\[(loopback-app|in_process-memory|in_process-app)\]"
+)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what takes too long, unless ``LONG`` is set in the environment."""
+    if "LONG" not in os.environ:
+        long = [item for item in items if _LONG.search(item.nodeid)]
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if item not in long]
 
 
 @pytest.fixture
