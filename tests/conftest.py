@@ -23,7 +23,9 @@ _LONG = re.compile(
     r"|test_deploys\.py.*\[mariadb\]"
     r"|test_flask_migrate\.py.*\[ours first\]"
     r"|test_database\.py.*whole_wherever.*True\]"
-    r"|test_(rampage|killed_workers)\.py.*random_killer.*\[(mariadb|app)-"
+    r"|test_rampage\.py.*random_killer.*\[(postgresql|mariadb|app)-"
+    r"|test_killed_workers\.py.*random_killer.*\[(sqlite|mariadb|app)-"
+    r"|test_outages\.py.*\[mariadb\]"
     r"|test_overdue\.py.*\[(loopback-app|in_process-memory|in_process-app)\]"
 )
 
