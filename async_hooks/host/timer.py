@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 
 from .per_process import PerProcess
+from .threads import started
 
 logger = logging.getLogger("async_hooks")
 
@@ -45,18 +46,11 @@ class _Timer:
         if call.due < self._wakes_at:
             with self._lock:
                 if not self._is_started:
-                    self._is_started = True
-                    self._start()
+                    self._is_started = started("async_hooks-timer", self._run) is not None
             self._woken.set()
 
     def discard(self, call: Call) -> None:
         self._calls.discard(call)
-
-    def _start(self) -> None:
-        try:
-            threading.Thread(target=self._run, name="async_hooks-timer", daemon=True).start()
-        except RuntimeError:
-            self._is_started = False
 
     def _run(self) -> None:
         while True:

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from operator import itemgetter
 from typing import TYPE_CHECKING
 
@@ -23,6 +23,7 @@ from flask import Flask, Request, request
 from ..context import request_of
 from ..endpoint.attempt import ATTEMPT
 from ..host.per_process import PerProcess
+from ..host.threads import started
 from ..host.timer import Call, call_later, cancel
 from ..wsgi import close, is_served
 
@@ -135,12 +136,8 @@ class Pending:
         self._limit = None  # First, so that what is added from here on has a limit of its own.
         if not self._calls:
             return
-        name = "async_hooks-open-request"
-        thread = threading.Thread(target=_guarded, args=[self._make], name=name, daemon=True)
-        try:
-            thread.start()
-        except RuntimeError:  # There is a limit on threads. The response may end before the next.
-            self.bound()
+        if started("async_hooks-open-request", partial(_guarded, self._make)) is None:
+            self.bound()  # The response may end before the next.
 
     def _make(self) -> None:
         """Make the calls; raise what the first of those that failed raised, after the last."""

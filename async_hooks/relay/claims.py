@@ -19,11 +19,12 @@ from ..delivery import Claim
 from ..envelope import Envelope, new_id
 from ..errors import OutboxUnavailable, TransportError
 from ..host.notifier import notify_all
+from ..host.threads import started
 from ..state import Result, is_under_test
 from ..texts import log_exception, text_of
 from ..verdict import Outcome, Verdict
 from .maintenance import MISSED_HEARTBEATS, Maintenance
-from .pool import Pool, started
+from .pool import Pool
 from .process import POLL, SOON, Process
 from .relay import Relay
 from .settle import Settler

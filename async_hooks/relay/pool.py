@@ -10,6 +10,7 @@ from typing import Generic, TypeVar
 from flask import Flask
 
 from ..envelope import Envelope
+from ..host.threads import started
 from ..state import Source, state_of
 
 S = TypeVar("S", bound=Source)
@@ -55,13 +56,3 @@ class Pool(Generic[S]):
         overdue = state_of(self._app).process[os.getpid()].runs.overdue()
         kept = sum(run.thread in self.threads for run in overdue)
         return self._concurrency + min(self._concurrency, kept)
-
-
-def started(name: str, work: Callable[[], None]) -> threading.Thread | None:
-    """Return a daemon thread that does ``work``; None where no more threads can be started."""
-    thread = threading.Thread(target=work, name=name, daemon=True)
-    try:
-        thread.start()
-    except RuntimeError:
-        return None
-    return thread

@@ -12,9 +12,9 @@ import time
 from collections.abc import Callable
 
 from ..envelope import Envelope
+from ..host.threads import started
 from ..host.timer import Call, call_later, cancel
 from ..verdict import Verdict
-from .pool import started
 
 #: A delivery's id and the lease of one claim: of one delivery, several attempts may run here.
 Key = tuple[str, str | None]
