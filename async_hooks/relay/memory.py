@@ -10,7 +10,6 @@ import os
 import queue
 import time
 from collections.abc import Sequence
-from typing import Any
 
 from flask import Flask
 
@@ -22,10 +21,8 @@ from ..signals import send_in_context, task_discarded, task_failed
 from ..state import Result, Transport
 from ..texts import error_text
 from ..verdict import Outcome, Verdict
+from .process import pause_after
 from .relay import Relay
-
-#: Seconds before a refused envelope is sent again, doubled from one time to the next.
-_PAUSE, _LONGEST_PAUSE = 0.5, 60.0
 
 logger = logging.getLogger("async_hooks")
 
@@ -71,24 +68,27 @@ class Memory:
         return envelope
 
     def settle(self, envelope: Envelope, result: Result) -> None:
-        is_refused = isinstance(result, Verdict) and result.outcome is Outcome.INTERCEPTED
-        if not (is_refused and self._defer(envelope, result)):
+        is_deferred = isinstance(result, Verdict) and self._defer(envelope, result)
+        if not is_deferred:
             self._refusals.pop(envelope.id, None)
             report(self._app, envelope, result)
 
-    def _defer(self, envelope: Envelope, refusal: Any) -> bool:
-        """Let a refused envelope be sent again, behind the others; false if it was long enough."""
+    def _defer(self, envelope: Envelope, verdict: Verdict) -> bool:
+        """Let a refused envelope be sent again, behind the others; false for what is over."""
+        if verdict.outcome is not Outcome.INTERCEPTED:
+            return False
         now = time.monotonic()
         since, count = self._refusals.get(envelope.id, (now, 0))
         if self._is_stopped or now - since > self._max_age:
             return False
         if count == 0:
             what = "Envelope %s is sent again later: %s"
-            logger.warning(what, envelope.id, refusal.error, extra=ids(envelope))
+            logger.warning(what, envelope.id, verdict.error, extra=ids(envelope))
         self._refusals[envelope.id] = since, count + 1
         self._deferred[envelope.id] = envelope
-        pause = min(_PAUSE * 2.0 ** min(count, 10), _LONGEST_PAUSE)
-        call_later(pause, lambda: None if self._is_stopped else self._requeue(envelope))
+        call_later(
+            pause_after(count), lambda: None if self._is_stopped else self._requeue(envelope)
+        )
         return True
 
     def _requeue(self, envelope: Envelope) -> None:

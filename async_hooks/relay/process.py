@@ -72,8 +72,8 @@ class Breaker:
 class Process:
     """This process. Times are seconds of its ``monotonic`` clock.
 
-    Any thread may change ``claimed`` and ``awaited`` (by id) and ``runs``: each change is a single
-    step of a dict. All else belongs to the thread that claims.
+    Any thread may change ``claimed`` (by id), ``awaited`` (by claim) and ``runs``: each change is a
+    single step of a dict. All else belongs to the thread that claims.
     """
 
     def __init__(
@@ -213,8 +213,7 @@ class Process:
 
         So the next to go ahead is another one, and no delivery keeps all the others waiting.
         """
-        count = self._refusals.get((envelope.id, lacks_way), 0)
-        return min(_FIRST_PAUSE * 2.0 ** min(count, 10), _LONGEST_PAUSE)
+        return pause_after(self._refusals.get((envelope.id, lacks_way), 0))
 
     def note_failure(self, envelope: Envelope, lacks_way: bool) -> None:
         """Count that a delivery did not arrive; of many, those that did so long ago are forgotten.
@@ -240,3 +239,8 @@ class Process:
         """Close the lock in a forked child: it is its parent's."""
         if "liveness" in self.__dict__:
             self.liveness.close()
+
+
+def pause_after(count: int) -> float:
+    """Return the seconds until what did not arrive ``count`` times before is sent again."""
+    return min(_FIRST_PAUSE * 2.0 ** min(count, 10), _LONGEST_PAUSE)
