@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
@@ -13,16 +12,17 @@ from flask import Flask
 
 from ..config import Config
 from ..delivery import DeliveryState, Ending
-from ..envelope import Envelope, new_id
+from ..envelope import Envelope
 from ..errors import OutboxUnavailable, TransportError
 from ..log import ids
 from ..receivers import options_of
 from ..signals import send_in_context, task_discarded, task_failed, task_retrying
 from ..state import Result, state_of
-from ..task import DISCARDED, AsyncTask
+from ..task import DISCARDED
 from ..texts import UNSHOWN, text_of
 from ..validation import LONGEST
 from ..verdict import Outcome, Verdict
+from .notice import notices_of
 from .outcomes import CRASHED, RULES, Action, Rule, rule_for
 from .process import Process
 
@@ -37,6 +37,7 @@ _ASIDE = 60.0
 
 #: How often the app may answer in a task's place until that counts: for some 15 minutes.
 _MOST_REFUSALS = 20
+
 #: The most seconds that an attempt is waited for of which nobody says that it began.
 _LONGEST_WAIT = 3600.0
 
@@ -140,9 +141,14 @@ class Settler:
         run_at = self._again_at(envelope, rule, after, *counters)
         kept = state_of(self.app).redact(error)
         error = UNSHOWN if kept is None else text_of(kept)
-        state = DeliveryState.AVAILABLE if run_at is not None else DeliveryState.DISCARDED
-        notices = [] if run_at is not None else self._on_discard(envelope, error)
-        ending = Ending(state, run_at, error, None, 1 - crashes, crashes, additions=notices)
+        ending = Ending(
+            DeliveryState.AVAILABLE if run_at is not None else DeliveryState.DISCARDED,
+            run_at=run_at,
+            error=error,
+            failures=1 - crashes,
+            crashes=crashes,
+            additions=[] if run_at is not None else notices_of(self.app, envelope, error),
+        )
         if not self.store.record(envelope, ending):
             return
         if failure is not None:
@@ -180,6 +186,7 @@ class Settler:
                 self.store.record(envelope, Ending(DeliveryState.AVAILABLE, run_at, error))
 
     def record_crash(self, envelope: Envelope) -> None:
+        """Count the death of the process that ran ``envelope``."""
         died = TransportError("The process that ran it died.")
         self.fail(envelope, CRASHED, str(died), failure=died)
 
@@ -197,27 +204,6 @@ class Settler:
             return None
         wait = options.backoff(failures) if after is None else after
         return now + min(max(0.0, wait), LONGEST)
-
-    def _on_discard(self, envelope: Envelope, error: str) -> list[Envelope]:
-        """Return what tells the task, in a run of its own, that its delivery is discarded."""
-        task = state_of(self.app).task_of(envelope)
-        if task is None or task.discarded is AsyncTask.discarded or envelope.receiver == DISCARDED:
-            return []
-        try:
-            body = json.dumps({"data": envelope.data, "error": error}, separators=(",", ":"))
-        except (ValueError, RecursionError):  # Its row was spoilt: nobody could be given its data.
-            return []
-        notice = envelope._replace(
-            id=new_id(),
-            body=body,
-            receiver=DISCARDED,
-            parent_id=None,
-            queue=task.queue,
-            unique_key=None,
-            ref=None,
-            is_awaited=False,
-        )
-        return [notice]
 
     def _send_again(
         self, envelope: Envelope, rule: Rule, error: str, *, may_have_begun: bool

@@ -1,0 +1,36 @@
+"""What tells a task that its delivery is discarded."""
+
+from __future__ import annotations
+
+import json
+
+from flask import Flask
+
+from ..envelope import Envelope, new_id
+from ..state import state_of
+from ..task import DISCARDED, AsyncTask
+
+
+def notices_of(app: Flask, envelope: Envelope, error: str) -> list[Envelope]:
+    """Return what tells its task, in a run of its own, that ``envelope`` is discarded, if it asks.
+
+    ``error`` is the text of the last error.
+    """
+    task = state_of(app).task_of(envelope)
+    if task is None or task.discarded is AsyncTask.discarded or envelope.receiver == DISCARDED:
+        return []
+    try:
+        body = json.dumps({"data": envelope.data, "error": error}, separators=(",", ":"))
+    except (ValueError, RecursionError):  # Its row was spoilt: nobody could be given its data.
+        return []
+    notice = envelope._replace(
+        id=new_id(),
+        body=body,
+        receiver=DISCARDED,
+        parent_id=None,
+        queue=task.queue,
+        unique_key=None,
+        ref=None,
+        is_awaited=False,
+    )
+    return [notice]
