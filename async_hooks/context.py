@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from functools import partial
 from typing import Any, Protocol, cast
@@ -176,9 +176,15 @@ def origin(app: Flask) -> Origin:
 
 def _forces_https(app: Flask) -> bool:
     """Tell whether Flask-Talisman lets no plain HTTP in; in debug mode it does."""
-    asked = app.before_request_funcs.get(None, ())
-    owners = [getattr(function, "__self__", None) for function in asked]
+    owners = owners_of_hooks(app)
     return not app.debug and any(getattr(owner, "force_https", False) for owner in owners)
+
+
+def owners_of_hooks(app: Flask) -> Iterator[Any]:
+    """Yield the objects whose methods are asked before each request: extensions, as a rule."""
+    for function in app.before_request_funcs.get(None, ()):
+        if (owner := getattr(function, "__self__", None)) is not None:
+            yield owner
 
 
 def _flask_login_visitor(app: Flask) -> Any:

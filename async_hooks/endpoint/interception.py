@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from flask import Flask
 
+from ..context import owners_of_hooks
 from ..verdict import Outcome, Verdict
 from .fresh_request import Answered
 
@@ -26,11 +27,11 @@ def exempt(app: Flask, view: Any) -> None:
     for extension in (
         found.get("csrf"),
         *(limiters if isinstance(limiters, (set, frozenset, list, tuple)) else [limiters]),
-        *(owner for owner in _owners(app) if _package(type(owner)) == "flask_seasurf"),
+        *(owner for owner in owners_of_hooks(app) if _package(type(owner)) == "flask_seasurf"),
     ):
         if callable(exempts := getattr(extension, "exempt", None)):
             exempts(view)
-    if any(hasattr(owner, "force_https") for owner in _owners(app)):
+    if any(hasattr(owner, "force_https") for owner in owners_of_hooks(app)):
         # Flask-Talisman's. By a proxy's header it may have let the visitor pass; a run has none.
         view.talisman_view_options = {"force_https": False}
 
@@ -64,13 +65,6 @@ def _remedy(answered: Answered) -> str:
     if answered.status.startswith("401"):
         return f"It asks for a login. Set 'ASYNC_HOOKS_AUTH' to (user, password). Or: {_LET_PASS}"
     return f"Does a before_request stand in the way? {_LET_PASS}"
-
-
-def _owners(app: Flask) -> Iterator[Any]:
-    """Yield the objects whose methods are asked before each request."""
-    for function in app.before_request_funcs.get(None, ()):
-        if (owner := getattr(function, "__self__", None)) is not None:
-            yield owner
 
 
 def _name(function: Callable[..., Any]) -> str:
