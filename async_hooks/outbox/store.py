@@ -50,7 +50,7 @@ class Store:
 
         Return, for each whose unique key an unfinished delivery has, the id of that one instead.
         """
-        rows = self._rows(envelopes)
+        rows = self._rows(envelopes, self.now())
         if len(rows) == 1 and rows[0]["unique_key"] is None:
             self.database.execute(INSERT, rows[0], repeatable=True, urgent=True)
             return {}
@@ -63,7 +63,7 @@ class Store:
         within = self.database.within(connection)
         # On this connection, because the app's pool may have no other to spare.
         self.database.clock.compare(lambda statement: within.execute(statement).one())
-        add(within, self._rows(envelopes), self.audiences[1:])
+        add(within, self._rows(envelopes, self.now()), self.audiences[1:])
 
     def unfinished(self, unique_key: str, within: CoreConnection | None = None) -> str | None:
         """Return the id of the unfinished delivery that has ``unique_key``."""
@@ -71,8 +71,7 @@ class Store:
             return holder_of(self.database.within(within), unique_key, self.audiences)
         return self.database.read(lambda c: holder_of(c, unique_key, self.audiences), urgent=True)
 
-    def _rows(self, envelopes: Sequence[Envelope]) -> list[dict[str, Any]]:
-        now = self.now()
+    def _rows(self, envelopes: Sequence[Envelope], now: float) -> list[dict[str, Any]]:
         return [row_of(each, audience=self.audiences[0], now=now) for each in envelopes]
 
     # -- claiming
@@ -134,8 +133,9 @@ class Store:
 
         ``within`` is a connection of the app's, in whose transaction it is written.
         """
-        additions = self._rows(ending.additions)
-        values = attempts.ended(envelope, ending, self.now())
+        now = self.now()
+        additions = self._rows(ending.additions, now)
+        values = attempts.ended(envelope, ending, now)
 
         def body(connection: Connection) -> bool:
             return attempts.record(connection, envelope, ending, values, additions)
