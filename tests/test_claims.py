@@ -153,10 +153,7 @@ def test_what_is_claimed_is_not_claimed_again(shop: Shop) -> None:
 
 
 def test_a_completed_attempt_is_written_once_by_whoever_knows(shop: Shop) -> None:
-    [launched] = shop.launch()
-    process = shop.peer()
-    [envelope] = process.turn()
-    assert process.begin(envelope)
+    launched, process, envelope = begun_here(shop)
     process.claims.settle(envelope, DONE)
     assert shop.delivery(launched).state is DeliveryState.COMPLETED
     assert process.process.claimed == {}
@@ -225,6 +222,15 @@ def attempt(process: Peer, ending: Any) -> None:
     [envelope] = process.turn()
     begin_elsewhere(process, envelope)
     process.claims.settle(envelope, ending)
+
+
+def begun_here(shop: Shop) -> tuple[str, Peer, Envelope]:
+    """Return a delivery's id, the process that sent and began it, and its envelope."""
+    [launched] = shop.launch()
+    process = shop.peer()
+    [envelope] = process.turn()
+    assert process.begin(envelope)
+    return launched, process, envelope
 
 
 def sent_and_begun(shop: Shop) -> tuple[str, Peer, Peer, Envelope]:
@@ -596,10 +602,7 @@ def test_a_delivery_that_never_begins_keeps_no_other_waiting(shop: Shop) -> None
 
 
 def test_a_repeated_post_leaves_the_run_alone(shop: Shop) -> None:
-    [launched] = shop.launch()
-    process = shop.peer()
-    [envelope] = process.turn()
-    assert process.begin(envelope)
+    launched, process, envelope = begun_here(shop)
     assert not process.begin(envelope)
     process.process.drop(envelope)
     for _ in range(3):
@@ -626,10 +629,7 @@ def test_the_end_of_a_zombie_leaves_the_next_attempt_alone(shop: Shop) -> None:
 
 
 def test_an_answer_given_before_an_attempt_says_nothing_of_one_that_runs(shop: Shop) -> None:
-    [launched] = shop.launch()
-    process = shop.peer()
-    [envelope] = process.turn()
-    assert process.begin(envelope)
+    launched, process, envelope = begun_here(shop)
     process.claims.settle(envelope, Verdict(Outcome.BUSY, "a copy of it came too late"))
     assert shop.delivery(launched).state is DeliveryState.EXECUTING
 
@@ -759,10 +759,7 @@ def counts(shop: Shop) -> dict[str, int]:
 
 
 def test_an_attempt_that_another_replaced_is_forgotten_by_its_own_process(shop: Shop) -> None:
-    [launched] = shop.launch()
-    process = shop.peer()
-    [envelope] = process.turn()
-    assert process.begin(envelope)
+    launched, process, envelope = begun_here(shop)
     with shop.app.app_context():
         assert shop.hooks.outbox.cancel(launched)
     replayed = Verdict(Outcome.REPLAYED, "another has taken its place")
@@ -776,10 +773,7 @@ def test_an_attempt_that_another_replaced_is_forgotten_by_its_own_process(shop: 
 
 
 def test_a_verdict_counts_although_its_answer_was_lost(shop: Shop) -> None:
-    [launched] = shop.launch()
-    process = shop.peer()
-    [envelope] = process.turn()
-    assert process.begin(envelope)
+    launched, process, envelope = begun_here(shop)
     process.process.finish(envelope, Verdict(Outcome.DISCARDED, "not wanted"))
     for _ in range(3):
         process.heartbeat(shop)
@@ -804,10 +798,7 @@ def down(*_: Any) -> None:
 
 
 def test_an_attempt_that_another_replaced_is_settled_once_and_not_for_ever(shop: Shop) -> None:
-    [launched] = shop.launch()
-    process = shop.peer()
-    [envelope] = process.turn()
-    assert process.begin(envelope)
+    launched, process, envelope = begun_here(shop)
     with shop.app.app_context():
         assert shop.hooks.outbox.cancel(launched)
     refused = Verdict(Outcome.UNWRITTEN, "The outbox can't be used.")
@@ -836,10 +827,7 @@ def test_a_cancelled_run_that_fails_anywhere_is_nobodys_afterwards(shop: Shop) -
 
 
 def test_what_ends_while_its_process_stops_is_settled(shop: Shop) -> None:
-    [launched] = shop.launch()
-    process = shop.peer()
-    [envelope] = process.turn()
-    assert process.begin(envelope)
+    launched, process, envelope = begun_here(shop)
     process.claims.settle(envelope, TimedOut("no"))
     assert process.claims.start()
     process.claims.stop()

@@ -286,15 +286,22 @@ class Outbox(Steps):
 
 
 @contextmanager
-def an_outbox(kind: str, folder: Path, *, is_own: bool = True) -> Iterator[Outbox]:
-    """Give an outbox of ``kind`` with its tables made."""
+def an_empty_database(kind: str, folder: Path, *, is_own: bool = True) -> Iterator[Outbox]:
+    """Give an outbox of ``kind`` whose tables nobody has made."""
     with fresh_database(kind, folder) as url:
         made = Outbox(kind, url, folder, is_own=is_own)
-        made.database.create()
         try:
             yield made
         finally:
             made.database.engine.dispose()
+
+
+@contextmanager
+def an_outbox(kind: str, folder: Path, *, is_own: bool = True) -> Iterator[Outbox]:
+    """Give an outbox of ``kind`` with its tables made."""
+    with an_empty_database(kind, folder, is_own=is_own) as made:
+        made.database.create()
+        yield made
 
 
 def together(*bodies: Callable[[], T]) -> list[T]:

@@ -41,8 +41,8 @@ from async_hooks.outbox.engines import CONNECTIONS, engine_for, is_busy
 from async_hooks.outbox.queries import Queries
 from async_hooks.outbox.rows import INSERT, add, row_of
 from async_hooks.outbox.shape import missing
-from tests.contracts.outboxes import NOW, Outbox, an_outbox, envelope, together
-from tests.support.databases import KINDS, fresh_database
+from tests.contracts.outboxes import NOW, Outbox, an_empty_database, an_outbox, envelope, together
+from tests.support.databases import KINDS
 
 SERVERS = [kind for kind in KINDS if kind != "sqlite"]
 
@@ -50,10 +50,8 @@ SERVERS = [kind for kind in KINDS if kind != "sqlite"]
 @pytest.fixture(params=KINDS)
 def empty(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Outbox]:
     """A database without our tables."""
-    with fresh_database(request.param, tmp_path) as url:
-        made = Outbox(request.param, url, tmp_path)
+    with an_empty_database(request.param, tmp_path) as made:
         yield made
-        made.database.engine.dispose()
 
 
 def set_version(outbox: Outbox, version: int) -> None:

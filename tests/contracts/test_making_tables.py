@@ -12,9 +12,8 @@ from sqlalchemy import event
 from async_hooks.outbox import audiences, claiming
 from async_hooks.outbox import database as databases
 from async_hooks.outbox.connections import Connection
-from tests.contracts.outboxes import NOW, Outbox
+from tests.contracts.outboxes import NOW, Outbox, an_empty_database
 from tests.contracts.test_database import SERVERS, kill_all
-from tests.support.databases import fresh_database
 
 #: Longer than a silent server is waited for here, by some of its looks.
 SILENCE, LONGER = 0.5, {"postgresql": "SELECT pg_sleep(1.5)", "mariadb": "SELECT sleep(1.5)"}
@@ -23,10 +22,8 @@ SILENCE, LONGER = 0.5, {"postgresql": "SELECT pg_sleep(1.5)", "mariadb": "SELECT
 @pytest.fixture(params=SERVERS)
 def empty(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Outbox]:
     """A database without our tables."""
-    with fresh_database(request.param, tmp_path) as url:
-        made = Outbox(request.param, url, tmp_path)
+    with an_empty_database(request.param, tmp_path) as made:
         yield made
-        made.database.engine.dispose()
 
 
 def before_the_pauses_are_made(outbox: Outbox, step: Callable[[Any], object]) -> None:
