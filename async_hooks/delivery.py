@@ -49,8 +49,9 @@ class Ending(NamedTuple):
     """What an attempt makes of its delivery when it ends.
 
     ``state`` is final, or ``available`` for another attempt at ``run_at`` (seconds since the epoch;
-    None: as before). ``failures``, ``crashes`` are what it adds to the delivery's count; an attempt
-    that is ``unused`` is not counted at all. ``additions`` are added in the same transaction.
+    None: as before). ``failures``, ``crashes``, ``refusals`` are what it adds to the delivery's
+    counts. An attempt that is ``unused`` is not counted itself; any other ends a row of refusals.
+    ``additions`` are added in the same transaction.
     """
 
     state: DeliveryState
@@ -59,6 +60,7 @@ class Ending(NamedTuple):
     result: str | None = None
     failures: int = 0
     crashes: int = 0
+    refusals: int = 0
     unused: bool = False
     additions: Sequence[Envelope] = ()
 

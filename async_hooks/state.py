@@ -81,6 +81,10 @@ class Relays(Protocol):
 
     def start(self) -> None: ...
 
+    def attend(self) -> None:
+        """Show that this process lives, because it runs what others send."""
+        ...
+
     def wake(self) -> None:
         """Say that something may wait there."""
         ...

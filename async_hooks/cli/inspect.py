@@ -43,7 +43,7 @@ def health(patience: float, as_json: bool) -> int:
     else:
         found["ok"], found["problem"] = health.ok, health.problem
         found["oldest_due_seconds"] = _seconds(health.oldest_due)
-        found["relays_alive"] = sum(relay.is_alive for relay in health.relays)
+        found["relays_alive"] = sum(relay.can_relay for relay in health.relays)
         found["overdue"], found["skew_seconds"] = health.overdue, outbox.skew()
     show(found, _health_in_words, as_json)
     return 0 if found["ok"] else 1
@@ -114,6 +114,7 @@ def _relay_row(relay: dict[str, Any]) -> list[str]:
         "alive" if relay["is_alive"] else "dead",
         f"since {since}" if relay["is_alive"] else f"seen  {seen}",
         f"worker {relay['name']}: {queues}" if relay["name"] else "",
+        "" if relay["claims"] else "runs only what others send",
         *(
             f"{what} {', '.join(relay[which])}" if relay[which] else ""
             for which, what in _WHAT_IT_RUNS.items()

@@ -125,6 +125,8 @@ class Endpoint:
         try:
             if attempt.envelope.lease is None:  # Else the outbox knows whether it began.
                 attempt.state.replay_guard.consume(token, issued_at)
+            elif attempt.state.relay is not None and is_served(environ):
+                attempt.state.relay.attend()
             return execute(attempt, self._wsgi_app, environ)
         finally:
             slots.give_back(slot)

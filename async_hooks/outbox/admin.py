@@ -173,7 +173,7 @@ class Outbox(Queries):
         )
 
     def relays(self) -> list[RelaySeen]:
-        """Return the processes that relay, or died and were not yet missed."""
+        """Return the processes that relay or run something, or died and were not yet missed."""
         return [self._seen(row) for row in self._processes.all()]
 
     def _seen(self, row: ProcessRow) -> RelaySeen:
@@ -188,6 +188,7 @@ class Outbox(Queries):
             started_at=moment(row.started_at),
             seen_at=moment(row.seen_at),
             is_alive=self._is_alive(row),
+            claims=bool(row.relays),
         )
 
     def _is_overdue(self, row: Any) -> bool:

@@ -42,6 +42,9 @@ BEGIN: UpdateBase = (
 #: Finds an attempt that has begun.
 RUNNING = sa.select(_d.failures, _d.crashes, _d.process_id).where(_FENCE)
 
+#: Finds how often the app answered in the place of what is claimed, begun or not.
+REFUSALS = sa.select(_d.refusals).where(_CLAIM)
+
 #: Ends an attempt, whatever became of it; :func:`ended` has its values.
 RECORD: UpdateBase = (
     sa.update(deliveries)
@@ -52,6 +55,9 @@ RECORD: UpdateBase = (
         attempts=sa.bindparam("number"),
         failures=_d.failures + sa.bindparam("failures_more"),
         crashes=_d.crashes + sa.bindparam("crashes_more"),
+        refusals=sa.case(
+            (sa.bindparam("unused") == 1, _d.refusals + sa.bindparam("refusals_more")), else_=0
+        ),
         process_id=sa.null(),
         lease=sa.null(),
         started_at=sa.case((sa.bindparam("unused") == 1, sa.null()), else_=_d.started_at),
@@ -83,6 +89,7 @@ def ended(
         "number": before if ending.unused else envelope.attempt,
         "failures_more": ending.failures,
         "crashes_more": ending.crashes,
+        "refusals_more": ending.refusals,
         "unused": int(ending.unused),
         "keeps_key": int(not is_final or is_split),
         "over_at": now if is_final else None,

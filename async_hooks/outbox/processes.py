@@ -1,4 +1,4 @@
-"""The processes that relay, as the table knows them, and what each has claimed."""
+"""The processes that relay or run, as the table knows them, and what each has claimed."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ class ProcessRow(NamedTuple):
     audience: str
     name: str
     queues: str
+    relays: bool
     host: str
     pid: int
     host_id: str | None
@@ -48,7 +49,12 @@ class Orphan(NamedTuple):
 _BEAT: UpdateBase = (
     update(processes)
     .where(_p.id == bindparam("of"))
-    .values(heartbeat=_p.heartbeat + 1, seen_at=bindparam("now"), problem=bindparam("keeps_it"))
+    .values(
+        heartbeat=_p.heartbeat + 1,
+        seen_at=bindparam("now"),
+        relays=bindparam("claims"),
+        problem=bindparam("keeps_it"),
+    )
 )
 _REGISTER = insert(processes)
 _HOLDS = exists().where(_d.process_id == bindparam("of"), _d.state == DeliveryState.EXECUTING.value)
@@ -115,6 +121,7 @@ class Processes:
         problem: str | None,
         name: str = "",
         queues: Sequence[str] = (),
+        relays: bool = True,
     ) -> list[ProcessRow]:
         """Show that the process lives, and return all the others, dead or alive.
 
@@ -125,16 +132,20 @@ class Processes:
         problem = None if problem is None else clean(problem)
         listed = " ".join(queues)[:1000]
         own = self._audiences[0]
-        row = ProcessRow(process_id, own, name, listed, host, pid, host_id, 1, now, now, problem)
+        row = ProcessRow(
+            process_id, own, name, listed, relays, host, pid, host_id, 1, now, now, problem
+        )
 
         def body(connection: Connection) -> list[ProcessRow]:
-            beat = {"of": process_id, "now": now, "keeps_it": problem}
+            beat = {"of": process_id, "now": now, "claims": relays, "keeps_it": problem}
             if not connection.execute(_BEAT, beat).rowcount:
                 connection.execute(_REGISTER, row._asdict())
             rows = [ProcessRow(*row) for row in connection.execute(_ALL).rows]
             others = [each for each in rows if each.id != process_id]
             return others + [
-                ProcessRow(one.process_id, one.audience, "", "", "", 0, None, 0, now, now, None)
+                ProcessRow(
+                    one.process_id, one.audience, "", "", False, "", 0, None, 0, now, now, None
+                )
                 for one in self._of_each(connection, _UNREGISTERED)
             ]
 
@@ -142,7 +153,7 @@ class Processes:
         return self._database.transaction(body)
 
     def all(self) -> list[ProcessRow]:
-        """Return the processes that relay, or died and were not rescued yet."""
+        """Return the processes that relay or run something, or died and were not rescued yet."""
         return [each for each in self.everybody() if each.audience in self._audiences]
 
     def everybody(self) -> list[ProcessRow]:

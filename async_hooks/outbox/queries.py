@@ -106,7 +106,7 @@ class Queries:
         """
         parents = select(_d.parent_id).where(_d.parent_id.in_(ids)).distinct()
         children = [state for state in states if state in _UNSUCCESSFUL]
-        nothing = dict.fromkeys(("attempts", "failures", "crashes"), 0)
+        nothing = dict.fromkeys(("attempts", "failures", "crashes", "refusals"), 0)
         anew = update(deliveries).values(
             state=DeliveryState.AVAILABLE,
             run_at=self._now(),

@@ -14,7 +14,7 @@ from ..delivery import Delivery, DeliveryState
 class Health:
     """``oldest_due`` is since how long the longest waiting delivery is due, None if none is.
 
-    ``relays`` are the processes that relay, with what keeps each from it, if anything does;
+    ``relays`` are the processes that relay or run, with what keeps each from it, if anything does;
     ``overdue`` are the ids of what runs for longer than its timeout.
     """
 
@@ -27,11 +27,11 @@ class Health:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RelaySeen:
-    """A process that relays, as it was last seen, and what it executes, by id.
+    """A process that relays or runs something, as it was last seen, and what it executes, by id.
 
     ``name`` and ``queues`` are a worker's; a web process has no name. No queues means all. Of its
     ``deliveries``, those ``overdue`` run for longer than their timeout; ``cancelled`` ones still
-    keep their threads.
+    keep their threads. One without ``claims`` only runs what others send it.
     """
 
     id: str
@@ -45,7 +45,13 @@ class RelaySeen:
     started_at: datetime
     seen_at: datetime
     is_alive: bool
+    claims: bool
     problem: str | None
+
+    @property
+    def can_relay(self) -> bool:
+        """Whether it is alive, and claims."""
+        return self.is_alive and self.claims
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +67,7 @@ class Backlog:
 
 def problem_of(late: timedelta | None, relays: Sequence[RelaySeen], patience: float) -> str | None:
     """Say why deliveries are not sent in time; the oldest is ``late`` overdue."""
-    alive = [relay for relay in relays if relay.is_alive]
+    alive = [relay for relay in relays if relay.can_relay]
     problem = cause = _problem(alive)
     if late is not None and not alive:
         problem, cause = "A delivery is due, and no process relays.", "No process relays."
@@ -91,7 +97,7 @@ def reason(
             is_overdue = any(delivery.id in relay.overdue for relay in relays)
             how = "runs, for longer than its timeout" if is_overdue else "is claimed or runs"
             return f"Attempt {max(delivery.attempts, 1)} {how}.{error}"
-    alive = [relay for relay in relays if relay.is_alive]
+    alive = [relay for relay in relays if relay.can_relay]
     problem = _problem(alive)
     if not is_known:
         why = "It is parked: this code does not know its task or receiver."

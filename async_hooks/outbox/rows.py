@@ -62,6 +62,7 @@ def row_of(envelope: Envelope, *, audience: str, now: float) -> dict[str, Any]:
         "attempts": 0,
         "failures": 0,
         "crashes": 0,
+        "refusals": 0,
         "body": envelope.body,
         "context": f"{json.dumps(head, separators=(',', ':'))[:-1]},{carried}}}",
         "unique_key": envelope.unique_key,

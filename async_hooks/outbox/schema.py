@@ -11,7 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects.mysql import LONGTEXT
 
-VERSION = 2
+VERSION = 3
 
 metadata = sa.MetaData()
 
@@ -45,10 +45,12 @@ deliveries = sa.Table(
     sa.Column("priority", sa.Integer, nullable=False),
     sa.Column("state", sa.String(16), nullable=False),
     sa.Column("run_at", sa.Double, nullable=False),
-    # Attempts that began; those that failed, and those that killed their process.
+    # Attempts that began; those that failed, those that killed their process, and those in whose
+    # place the app answered, in a row.
     sa.Column("attempts", sa.Integer, nullable=False),
     sa.Column("failures", sa.Integer, nullable=False),
     sa.Column("crashes", sa.Integer, nullable=False),
+    sa.Column("refusals", sa.Integer, nullable=False),
     # Who executes it, by which claim.
     sa.Column("process_id", sa.String(64)),
     sa.Column("lease", sa.String(64)),
@@ -86,7 +88,8 @@ for _name, _columns, _filled, _unique in (
     _where = _filled.is_not(None)
     sa.Index(_name, *_columns, unique=_unique, sqlite_where=_where, postgresql_where=_where)
 
-#: One row for each process that relays, or did. ``host_id`` names its machine's runtime folder.
+#: One row for each process that relays, or did, or runs what others send it. ``host_id`` names its
+#: machine's runtime folder.
 processes = sa.Table(
     "async_hooks_processes",
     metadata,
@@ -95,6 +98,8 @@ processes = sa.Table(
     # A worker's name and queues; both empty for a web process.
     sa.Column("name", sa.String(255), nullable=False),
     sa.Column("queues", sa.String(1000), nullable=False),
+    # Whether it claims.
+    sa.Column("relays", sa.Boolean, nullable=False),
     sa.Column("host", sa.String(255), nullable=False),
     sa.Column("pid", sa.Integer, nullable=False),
     sa.Column("host_id", sa.String(64)),

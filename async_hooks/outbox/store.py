@@ -164,6 +164,12 @@ class Store:
         row = self._running(envelope)
         return None if row is None else (row.failures, row.crashes)
 
+    def refusals(self, envelope: Envelope) -> int | None:
+        """Return how often in a row the app answered in its place; None if the claim is stale."""
+        claim = {"of": envelope.id, "by": envelope.lease}
+        row = self.database.execute(attempts.REFUSALS, claim).one()
+        return None if row is None else int(row.refusals)
+
     def holder(self, envelope: Envelope) -> str | None:
         """Return which process runs the attempt, that began; None if it is over."""
         row = self._running(envelope)

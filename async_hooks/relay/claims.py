@@ -125,9 +125,10 @@ class Claims:
 
     # -- its thread
 
-    def start(self) -> bool:
-        """Begin to claim, once; tell whether it does."""
+    def start(self, *, claims: bool = True) -> bool:
+        """Begin to live, and if it ``claims`` to claim, once; tell whether it does."""
         process = self.process
+        self._maintenance.relays |= claims
         if self._thread is None and not process.stopping.is_set():
             # From its very first run on, this process answers for what it runs: whoever sent it
             # may die before our first heartbeat.
@@ -140,7 +141,7 @@ class Claims:
 
     def wake(self) -> None:
         """Look at once for what is due; where this process does not relay, wake those that do."""
-        if self._thread is None:
+        if not self._maintenance.relays:
             notify_all(self.process.runtime_name)
         self._has_more = True
         self.process.notifier.notify()
@@ -151,7 +152,8 @@ class Claims:
         while not process.ended.is_set():
             try:
                 process.notifier.listen(process.runtime_name, process.id)
-                if process.stopping.is_set():  # What still runs must not be taken for dead.
+                if process.stopping.is_set() or not self._maintenance.relays:
+                    # What still runs must not be taken for dead.
                     self._maintenance.live()
                     process.notifier.wait(POLL)
                 else:
@@ -231,6 +233,13 @@ class OutboxRelay(Relay[Claims]):
         if is_under_test(self._app):
             return
         self._begin(self._pool[os.getpid()])
+
+    def attend(self) -> None:
+        """Show the others that this process lives, which runs what they send it."""
+        pool = self._pool[os.getpid()]
+        if not (pool.source.process.is_registered.is_set() or self._app.testing):
+            with pool.lock:
+                pool.source.start(claims=False)
 
     def wake(self) -> None:
         """Say that something may wait in the outbox."""

@@ -40,6 +40,8 @@ class Maintenance:
     """
 
     def __init__(self, settler: Settler, opened: Opened, name: str, queues: Sequence[str]) -> None:
+        #: Whether this process claims.
+        self.relays = False
         #: The (task, receiver) that this code knows.
         self.kinds: set[tuple[str, str]] = set()
         self._kinds = Kinds(settler.app, settler.store)
@@ -91,6 +93,7 @@ class Maintenance:
             problem=process.problem or self._lack_of_threads(),
             name=self._name,
             queues=self._queues,
+            relays=self.relays,
         )
         # Now, whatever fails below: heartbeats in quick succession let live peers look silent.
         self._heartbeat_at = now + self._config.lease / MISSED_HEARTBEATS

@@ -108,8 +108,8 @@ class Process:
         #: Set when nothing more is claimed, and when what still runs is left to the others.
         self.stopping = threading.Event()
         self.ended = threading.Event()
-        #: How often a delivery did not arrive: for want of a way (True), or refused (False).
-        self._refusals: dict[tuple[str, bool], int] = {}
+        #: How often a delivery did not arrive: for want of a way (True), or of time (False).
+        self._failures: dict[tuple[str, bool], int] = {}
 
     @cached_property
     def liveness(self) -> ProcessLock:
@@ -213,27 +213,25 @@ class Process:
 
         So the next to go ahead is another one, and no delivery keeps all the others waiting.
         """
-        return pause_after(self._refusals.get((envelope.id, lacks_way), 0))
+        return pause_after(self._failures.get((envelope.id, lacks_way), 0))
 
-    def note_failure(self, envelope: Envelope, lacks_way: bool) -> None:
-        """Count that a delivery did not arrive; of many, those that did so long ago are forgotten.
+    def note_failure(self, envelope: Envelope, lacks_way: bool) -> bool:
+        """Count that a delivery did not arrive; return whether it is the first time.
 
-        ``lacks_way`` says that there is no way to the endpoint, and not that it refused this one.
+        Of many, those that did so long ago are forgotten. ``lacks_way`` says that there is no way
+        to the endpoint, and not that it had no time for this one.
         """
         key = envelope.id, lacks_way
-        count = self._refusals.pop(key, 0) + 1
-        if len(self._refusals) >= _REMEMBERED:
+        count = self._failures.pop(key, 0) + 1
+        if len(self._failures) >= _REMEMBERED:
             with suppress(KeyError, StopIteration, RuntimeError):  # Another thread did, too.
-                del self._refusals[next(iter(self._refusals))]
-        self._refusals[key] = count
-
-    def refusals(self, envelope: Envelope) -> int:
-        """Return how often in a row the endpoint refused a delivery that this process sent."""
-        return self._refusals.get((envelope.id, False), 0)
+                del self._failures[next(iter(self._failures))]
+        self._failures[key] = count
+        return count == 1
 
     def note_arrival(self, envelope: Envelope) -> None:
         for lacks_way in (True, False):
-            self._refusals.pop((envelope.id, lacks_way), None)
+            self._failures.pop((envelope.id, lacks_way), None)
 
     def close(self) -> None:
         """Close the lock in a forked child: it is its parent's."""

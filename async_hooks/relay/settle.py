@@ -24,7 +24,7 @@ from ..validation import LONGEST
 from ..verdict import Outcome, Verdict
 from .notice import notices_of
 from .outcomes import CRASHED, RULES, Action, Rule, rule_for
-from .process import Process
+from .process import Process, pause_after
 
 if TYPE_CHECKING:  # What SQLAlchemy is needed for is made elsewhere.
     from ..outbox.store import Store
@@ -88,10 +88,10 @@ class Settler:
     def _record_verdict(self, envelope: Envelope, rule: Rule, verdict: Verdict) -> None:
         error = verdict.error or verdict.outcome
         self.process.breaker.reset()  # The way to the endpoint is open.
-        is_refused = verdict.outcome is Outcome.INTERCEPTED
-        if is_refused and self.process.refusals(envelope) >= _MOST_REFUSALS:
-            rule = RULES[Outcome.FAILED]
-        elif rule.action not in (Action.PARK, Action.WAIT):
+        if verdict.outcome is Outcome.INTERCEPTED:
+            self._record_refusal(envelope, error)
+            return
+        if rule.action not in (Action.PARK, Action.WAIT):
             self.process.note_arrival(envelope)
         if rule.action is Action.COMPLETE:
             if not verdict.is_recorded:
@@ -108,6 +108,21 @@ class Settler:
                 self._await(envelope)
         else:
             self.fail(envelope, rule, error, verdict.after)
+
+    def _record_refusal(self, envelope: Envelope, error: str) -> None:
+        """Record that the app answered in the place of a run: sent again, up to a number."""
+        count = self.store.refusals(envelope)
+        if count is None:
+            return
+        if count >= _MOST_REFUSALS:
+            self.store.begin(envelope, self.process.id)  # If not even that was done.
+            self.fail(envelope, RULES[Outcome.FAILED], error)
+            return
+        run_at = self.store.now() + pause_after(count)
+        ending = Ending(DeliveryState.AVAILABLE, run_at=run_at, refusals=1, unused=True)
+        if self.store.record(envelope, ending) and not count:
+            what = "Delivery %s did not arrive, and waits: %s"
+            logger.warning(what, envelope.id, error, extra=ids(envelope))
 
     def _record_unanswered(self, envelope: Envelope, rule: Rule, problem: TransportError) -> None:
         """Record an attempt of which its endpoint said nothing."""
@@ -218,11 +233,8 @@ class Settler:
         else:
             is_released = store.release([envelope], after=after) == 1
         if is_released and rule.slows:
-            process.note_failure(envelope, rule.breaks)
-            is_news = process.refusals(envelope) == 1
-            if rule.breaks:
-                is_news = process.breaker.trip(error, process.monotonic())
-            if is_news:
+            is_first = process.note_failure(envelope, rule.breaks)
+            if process.breaker.trip(error, process.monotonic()) if rule.breaks else is_first:
                 what = "Delivery %s did not arrive, and waits: %s"
                 logger.warning(what, envelope.id, error, extra=ids(envelope))
         return is_released

@@ -223,6 +223,32 @@ def test_a_process_that_dies_or_freezes_in_a_slow_run_makes_one_more_attempt(
     assert len(site.notes("begun")) == 2
 
 
+@pytest.mark.parametrize("dies", [False, True])
+def test_a_web_process_that_does_not_relay_shows_that_its_slow_run_lives(
+    start: Start, dies: bool
+) -> None:
+    slow = start("outbox")
+    slow.serve("-w", "1", "-k", "gthread", "--threads", "4", SITE_ASYNC_HOOKS_RELAY="false")
+    there = slow.url
+    site = slow.serve("-w", "1", "-k", "gthread", "--threads", "4", SITE_ASYNC_HOOKS_URL=there)
+    launched = slow.export(1)
+    site.wait_for("overdue", 1)
+    time.sleep(max(SECONDS, 4))  # Longer than twice the timeout, and three heartbeats.
+    [first] = site.notes("begun")
+    assert f"runs only what others send  runs {launched}" in slow.ask("status")
+    assert "relays alive: 1" in slow.ask("health")
+    if dies:
+        os.kill(first["pid"], signal.SIGKILL)
+        site.wait_for("begun", 2)
+    slow.hold.unlink()
+    site.wait_for("succeeded", 1)
+    time.sleep(1.5)
+    assert len(site.notes("begun")) == 1 + dies
+    assert len(site.notes("mail")) == 1
+    [found] = json.loads(slow.ask("deliveries", "--json"))
+    assert (found["state"], found["crashes"]) == ("completed", int(dies))
+
+
 def test_cancelling_a_hung_run_frees_its_key_and_shows_that_its_thread_remains(
     start: Start,
 ) -> None:
