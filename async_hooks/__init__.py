@@ -1,7 +1,7 @@
 """Do slow work after a Flask request: send a signal, and it runs in a request of its own."""
 
 from .actions import async_signal as async_signal
-from .context import current_envelope as current_envelope
+from .current import current_envelope as current_envelope
 from .delivery import Delivery as Delivery
 from .delivery import DeliveryState as DeliveryState
 from .envelope import Envelope as Envelope

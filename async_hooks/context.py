@@ -1,52 +1,22 @@
-"""What travels beside the data: who the visitor is, where the request came in, what else to carry.
-
-And what a run sees of itself: ``current_envelope``.
-"""
+"""What travels beside the data: the visitor, where the request came in, what else to carry."""
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from contextvars import ContextVar
+from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, Protocol, cast
+from typing import Any
 
 from flask import Flask, Request, has_request_context
 from flask.ctx import RequestContext
 from flask.globals import request_ctx
-from werkzeug.local import LocalProxy
 
-from .envelope import Envelope, Origin
+from .envelope import Origin
 from .errors import ConfigError
 from .language import LANGUAGE, captured_language, restore_language
 from .snapshot import snapshot
 from .texts import log_exception
-
-
-class RunningTask(Protocol):
-    """The run that this context belongs to. Launching is on while ``launching`` is true."""
-
-    envelope: Envelope
-    launching: bool
-    additions: list[Envelope]
-    #: The State of the app that it is a run of.
-    state: Any
-
-    def send(self, task: type[Any], kwargs: Mapping[str, Any]) -> list[Any]: ...
-
-    def count_launch(self, task: type[Any]) -> None:
-        """Count a launch of ``task`` by this run.
-
-        :raises DepthExceeded: if it has made as many as are allowed, or is too deep for any.
-        """
-        ...
-
-
-current_attempt: ContextVar[RunningTask] = ContextVar("async_hooks.attempt")
-
-#: The envelope that this request runs; falsy outside a run.
-current_envelope = cast(Envelope, LocalProxy(current_attempt, "envelope"))
 
 logger = logging.getLogger("async_hooks")
 

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, NamedTuple
 import blinker
 from flask import current_app
 
-from .context import current_attempt
+from .current import current_attempt
 from .errors import AsyncHooksError, NoAppContext
 from .registry import default_name
 from .state import current_state

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from ..actions import async_signal
+from ..current import CurrentEnvelope
 from ..envelope import Envelope
 from ..errors import AsyncHooksError, DepthExceeded
 from ..log import ids, one_line
@@ -34,6 +35,8 @@ class Attempt:
     def __init__(self, state: State, envelope: Envelope) -> None:
         self.state = state
         self.envelope = envelope
+        #: What the run sees of it.
+        self.current = CurrentEnvelope(*envelope)
         #: None if this app has none of that name.
         self.task: type[AsyncTask] | None = state.tasks.find(envelope.task)
         #: Whether it only tells its task that a delivery was discarded.

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from flask import Flask, Response, abort, request
 
-from ..context import admits, current_attempt
+from ..context import admits
+from ..current import current_attempt
 from ..errors import OutboxUnavailable
 from ..receivers import awaited, explain_shared_name, find_receiver
 from ..signals import send, send_in_context, task_failed, task_started, task_succeeded

@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from ..context import RunningTask, admits, current_attempt, origin
+from ..context import admits, origin
+from ..current import RunningTask, current_attempt
 from ..declarations import check_options
 from ..envelope import Envelope, new_id
 from ..errors import AsyncHooksError, ConfigError, DataError, OutboxUnavailable

@@ -21,7 +21,7 @@ from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy import select
 
 from async_hooks import AsyncHooks, AsyncTask, current_envelope
-from async_hooks.context import current_attempt
+from async_hooks.current import current_attempt
 from async_hooks.outbox.store import Store
 from async_hooks.relay.claims import Claims
 from async_hooks.signals import (
