@@ -23,6 +23,9 @@ _TIMEOUT = "1"
 #: Shares of the launches whose receivers are overdue, and of those that hang.
 _OVERDUE, _HUNG = (0.03, 3.0), (0.005, 15.0)
 
+#: Seconds that a worker which ends in order lets runs end: those that hang as well.
+_GRACE = "20"
+
 DATABASES = ("sqlite", "postgresql", "mariadb", "app")
 
 
@@ -56,7 +59,11 @@ def _workers(scenario: Chaos) -> None:
     )
     options = ["--concurrency", "4", *scenario.random.choice(([], ["--max-deliveries", "100"]))]
     workers = scenario.work(
-        number, *options, SITE_ASYNC_HOOKS_MAX_CRASHES="1000", SITE_ASYNC_HOOKS_TIMEOUT=_TIMEOUT
+        number,
+        *options,
+        SITE_ASYNC_HOOKS_MAX_CRASHES="1000",
+        SITE_ASYNC_HOOKS_TIMEOUT=_TIMEOUT,
+        SITE_ASYNC_HOOKS_GRACE=_GRACE,
     )
     with scenario.load(server, pause=0.2, slow=[_OVERDUE, _HUNG]):
         rampage(scenario, SECONDS, server, *workers)
