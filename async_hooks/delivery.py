@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -38,6 +38,13 @@ SHOWN = tuple(state for state in DeliveryState if state.shown is state)
 UNFINISHED = tuple(state for state in DeliveryState if state not in FINAL)
 
 
+class Of(NamedTuple):
+    """The delivery that a run tells of, and its receiver if it has one."""
+
+    id: str
+    receiver: str | None
+
+
 class Claim(NamedTuple):
     """By which process, and by which lease, a delivery is claimed."""
 
@@ -65,22 +72,64 @@ class Ending(NamedTuple):
     additions: Sequence[Envelope] = ()
 
 
+class Progress(NamedTuple):
+    """How far a group is: its parts that have come to an end, and those of them that failed.
+
+    ``per_second`` are the parts that ended in a second on average, ``remaining`` the seconds that
+    the others will take at that rate; None while nothing can be said.
+    """
+
+    done: int
+    failed: int
+    total: int
+    per_second: float | None
+    remaining: float | None
+
+
+class Part(NamedTuple):
+    """A part of a group that was discarded or cancelled, and its last error."""
+
+    id: str
+    receiver: str | None
+    state: DeliveryState
+    error: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """A launch and its parts: its receivers, or itself if it has none.
+
+    ``counts`` has the number of parts in each state that one is in. ``failed`` are those that were
+    discarded or cancelled, the first 100.
+    """
+
+    id: str
+    total: int
+    counts: Mapping[str, int]
+    failed: Sequence[Part]
+    is_finished: bool
+    progress: Progress
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delivery:
     """``attempts`` counts those that began, ``crashes`` those of them that killed their process.
 
     ``error`` is the text of the last unsuccessful attempt. ``result`` is what ``run_action``
-    returned, as JSON can carry it. Times are aware UTC. ``data`` is a dict; it is None, and
-    ``error`` says why, where this code can't read the row.
+    returned, as JSON can carry it, and of a fan-out what each receiver returned, by name. Times are
+    aware UTC. ``data`` is a dict; it is None, and ``error`` says why, where this code can't read
+    the row. ``root_id`` is the launch of which it tells an end.
     """
 
     id: str
     parent_id: str | None
+    root_id: str | None
     task: str
     receiver: str | None
     queue: str
     priority: int
     state: DeliveryState
+    paused: bool
     attempts: int
     crashes: int
     max_attempts: int

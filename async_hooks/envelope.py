@@ -12,6 +12,10 @@ from typing import Any, NamedTuple
 
 from .host.per_process import PerProcess
 
+#: In a receiver's place: the envelope tells its task that a delivery was discarded, or that a
+#: launch is over.
+DISCARDED, FINISHED = "#discarded", "#finished"
+
 #: Hexadecimal digits of an id that are its time: milliseconds since the epoch, 48 bits.
 _TIME = 12
 
@@ -29,10 +33,11 @@ class Envelope(NamedTuple):
 
     ``body`` and ``carried`` are JSON texts: a snapshot that no later change can reach.
     ``user`` is what the identity's ``capture`` returned, None for an anonymous visitor.
-    ``parent_id`` and ``receiver`` are set on the children of a fan-out only. ``queue``, ``run_at``
-    (seconds since the epoch, None for at once), ``unique_key`` and ``ref`` are for an outbox;
-    ``lease`` names the claim of an outbox that this attempt belongs to; ``is_awaited`` says that
-    a delivery with a unique key is unfinished as long as this one is.
+    ``parent_id``, ``position`` and ``receiver`` are set on the children of a fan-out only; what
+    tells the task of an end has that, :data:`DISCARDED` or :data:`FINISHED`, for its receiver, and
+    ``root_id`` says of which launch. ``queue``, ``run_at`` (seconds since the epoch, None for at
+    once), ``unique_key`` and ``ref`` are for an outbox; ``lease`` names the claim of an outbox that
+    this attempt belongs to; ``finishes`` says that the task is to be told when it is over.
     """
 
     id: str
@@ -44,6 +49,8 @@ class Envelope(NamedTuple):
     carried: str = "{}"
     origin: Origin = Origin("http", "localhost", "")
     parent_id: str | None = None
+    root_id: str | None = None
+    position: int | None = None
     receiver: str | None = None
     priority: int = 10
     queue: str = "default"
@@ -51,7 +58,7 @@ class Envelope(NamedTuple):
     unique_key: str | None = None
     ref: str | None = None
     lease: str | None = None
-    is_awaited: bool = False
+    finishes: bool = False
 
     @property
     def data(self) -> dict[str, Any]:
@@ -59,8 +66,13 @@ class Envelope(NamedTuple):
         data: dict[str, Any] = json.loads(self.body)
         return data
 
-    def for_receiver(self, name: str) -> Envelope:
-        """Return the child that reaches only the receiver ``name``.
+    @property
+    def tells_of_an_end(self) -> bool:
+        """Whether it only tells its task of an end."""
+        return self.receiver in (DISCARDED, FINISHED)
+
+    def for_receiver(self, name: str, position: int = 0) -> Envelope:
+        """Return the child that reaches only the receiver ``name``, the ``position``-th.
 
         Its id follows from the parent's, so splitting twice yields the same children; it sorts
         beside its parent's.
@@ -69,11 +81,27 @@ class Envelope(NamedTuple):
         return self._replace(
             id=self.id[:_TIME] + digest[: 32 - _TIME],
             parent_id=self.id,
+            position=position,
             receiver=name,
             attempt=1,
             run_at=None,
             unique_key=None,
             lease=None,
+            finishes=False,
+        )
+
+    def for_finish(self) -> Envelope:
+        """Return what tells the task that this launch is over."""
+        return self._replace(
+            id=new_id(),
+            root_id=self.id,
+            receiver=FINISHED,
+            attempt=1,
+            run_at=None,
+            unique_key=None,
+            ref=None,
+            lease=None,
+            finishes=False,
         )
 
 

@@ -16,11 +16,11 @@ from flask import Flask
 from .actions import async_signal, nopriv_signal
 from .connected import connected
 from .context import admits
-from .envelope import Envelope
+from .envelope import DISCARDED, FINISHED, Envelope
 from .errors import ConfigError
 from .registry import AppBound, Registry, default_name
 from .state import State
-from .task import DISCARDED, AsyncTask, exponential
+from .task import AsyncTask, exponential
 from .texts import log_exception
 from .validation import a_function, checked, count, names, optional, seconds, seconds_or_zero
 
@@ -200,7 +200,7 @@ def kinds_of(state: State) -> set[tuple[str, str]]:
     """
     kinds: set[tuple[str, str]] = set()
     for name, task in state.tasks.all().items():
-        kinds |= {(name, ""), (name, DISCARDED)}
+        kinds |= {(name, ""), (name, DISCARDED), (name, FINISHED)}
         # An anonymous visitor's run reaches more, and some then share a name.
         visitors = (False, True) if nopriv_signal(task.action).receivers else (False,)
         for anonymous in visitors:

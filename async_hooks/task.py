@@ -17,9 +17,6 @@ from .registry import default_name
 from .state import current_state
 from .validation import seconds_or_zero
 
-#: In a receiver's place: the envelope tells its task that a delivery was discarded.
-DISCARDED = "#discarded"
-
 #: Seconds at which the default backoff ends, ± 20 %.
 LONGEST_BACKOFF = 3600.0
 
@@ -130,17 +127,19 @@ class AsyncTask:
         return None
 
     def finish(self, result: Any, data: dict[str, Any]) -> None:
-        """Called in the fresh request once the completion is written. Needs an outbox.
+        """Called once all receivers have come to an end, whatever end. Needs an outbox.
 
-        ``result`` is what ``run_action`` returned; of a fan-out, called after its last receiver,
-        the list of all receivers' results as JSON has them. A failure is logged, and runs nothing
-        again.
+        In a fresh request of its own, at least once: it is retried like any other run. ``result``
+        has what each receiver that succeeded returned, by its name, as JSON has it; where none was
+        reached, it is what ``run_action`` returned. ``current_envelope.group`` tells how many
+        failed, and which.
         """
 
     def discarded(self, data: dict[str, Any], error: str) -> None:
         """Called in a fresh request of its own, once, after a delivery was discarded.
 
-        Needs an outbox. ``error`` is the text of the last error.
+        Needs an outbox. ``error`` is the text of the last error; ``current_envelope.of`` tells
+        which delivery it was, and of which receiver.
         """
 
     def send(self, /, **kwargs: Any) -> list[Any]:

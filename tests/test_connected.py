@@ -270,7 +270,7 @@ def test_kinds_are_those_of_every_visitor(action: str) -> None:
     async_signal(action).connect(receive)
     nopriv_signal(action).connect(receive)
     found = {name.rpartition(".")[2] for _, name in kinds_of(state_of(app))}
-    assert found == {"", "#discarded", "receive", "receive#1/2", "receive#2/2"}
+    assert found == {"", "#discarded", "#finished", "receive", "receive#1/2", "receive#2/2"}
 
 
 # -- one factory, several apps

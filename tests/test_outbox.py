@@ -51,6 +51,11 @@ class Shop:
         self.hooks = AsyncHooks(self.app)
         self.path = Path(self.app.instance_path) / "outbox.db"
 
+    def relay(self) -> None:
+        """Begin to relay, where the configuration does not."""
+        relay: Any = state_of(self.app).relay
+        relay.start()
+
     def wait_for(self, delivery_id: str, state: str) -> Delivery:
         """Return the delivery once it is in ``state``; fail after 20 s."""
         deadline = time.monotonic() + 20
@@ -374,8 +379,11 @@ def test_finish_is_told_the_result_once_it_is_written(shops: list[Shop], action:
     told: list[Any] = []
 
     def finish(self: AsyncTask, result: Any, data: dict[str, Any]) -> None:
-        state = shop.hooks.outbox.find()[0].state
-        told.append((result, data, state))
+        of = current_envelope.of
+        assert of is not None
+        first = shop.hooks.outbox.get(of.id)
+        assert first is not None
+        told.append((result, data, first.state))
 
     task = make_task(shop.hooks, action, run_action=lambda self, data: 2 * data["n"], finish=finish)
     with shop.app.app_context():
@@ -401,25 +409,122 @@ def test_finish_is_told_all_receivers_results_after_the_last(
     with shop.app.app_context():
         [(_, launched)] = blinker.signal(action).send(shop.app, n=1)
         wait_until(lambda: bool(told))
-        assert told == [([10, 20, 30], {"n": 1})]
+        assert told == [({"receiver_1": 10, "receiver_2": 20, "receiver_3": 30}, {"n": 1})]
         parent = shop.hooks.outbox.get(launched)
     assert parent is not None
-    assert sorted(parent.result) == ["receiver_1", "receiver_2", "receiver_3"]
+    assert list(parent.result) == ["receiver_1", "receiver_2", "receiver_3"]
 
 
-def test_a_finish_that_fails_runs_nothing_again(
-    shops: list[Shop], action: str, caplog: pytest.LogCaptureFixture
+def test_finish_comes_once_with_the_counts_whatever_became_of_the_receivers(
+    shops: list[Shop], action: str
 ) -> None:
-    shop = open_shop(shops)
+    shop = open_shop(shops, ASYNC_HOOKS_RELAY=False)
+    told: list[Any] = []
 
     def finish(self: AsyncTask, result: Any, data: dict[str, Any]) -> None:
-        raise ValueError("no")
+        group = current_envelope.group
+        assert group is not None
+        failed = {part.receiver: (part.state, part.error) for part in group.failed}
+        told.append((result, dict(group.counts), failed, group.is_finished))
 
-    task = make_task(shop.hooks, action, run_action=lambda self, data: None, finish=finish)
+    make_task(shop.hooks, action, finish=finish)
+
+    @shop.hooks.receiver(action, name="sound")
+    def sound(sender: Flask, **data: Any) -> str:
+        return "sent"
+
+    @shop.hooks.receiver(action, name="broken")
+    def broken(sender: Flask, **data: Any) -> None:
+        raise Discard("no")
+
+    shop.hooks.receiver(action, name="unwanted")(lambda sender, **data: "never")
     with shop.app.app_context():
-        delivery = shop.wait_for(task.dispatch({}), "completed")
-        wait_until(lambda: "nothing is run again" in caplog.text)
-    assert delivery.attempts == 1
+        [(_, launched)] = blinker.signal(action).send(shop.app)
+        outbox = shop.hooks.outbox
+        parts = {part.receiver: part.id for part in outbox.find(parent=launched)}
+        assert outbox.why(launched).startswith("It waits for the end of ")
+        assert all(part in outbox.why(launched) for part in parts.values())
+        assert outbox.cancel(parts["unwanted"])
+        shop.relay()
+        delivery = shop.wait_for(launched, "cancelled")
+        wait_until(lambda: bool(told))
+        [finishing] = [one for one in outbox.find(root=launched) if one.root_id]
+        shop.wait_for(finishing.id, "completed")
+        counts = {"completed": 1, "discarded": 1, "cancelled": 1}
+        failed = {"broken": ("discarded", "Discard: no"), "unwanted": ("cancelled", None)}
+        assert told == [({"sound": "sent"}, counts, failed, True)]
+        assert delivery.result == {"sound": "sent"}
+        # It is told again when what failed has come to an end again.
+        assert outbox.retry(launched)
+        wait_until(lambda: len(told) == 2)
+        assert told[1][0] == {"sound": "sent", "unwanted": "never"}
+        assert told[1][1] == {"completed": 2, "discarded": 1}
+
+
+def test_of_one_receiver_finish_is_told_by_its_name(shops: list[Shop], action: str) -> None:
+    shop = open_shop(shops)
+    told: list[Any] = []
+    make_task(shop.hooks, action, finish=lambda self, result, data: told.append(result))
+    shop.hooks.receiver(action, name="only")(lambda sender, **data: 7)
+    with shop.app.app_context():
+        [(_, launched)] = blinker.signal(action).send(shop.app)
+        wait_until(lambda: bool(told))
+        group = shop.hooks.outbox.group(launched)
+    assert told == [{"only": 7}]
+    assert group is not None
+    assert (group.total, dict(group.counts), group.is_finished) == (1, {"completed": 1}, True)
+
+
+def test_a_finish_that_fails_is_retried_and_runs_nothing_else_again(
+    shops: list[Shop], action: str
+) -> None:
+    shop = open_shop(shops)
+    told: list[int] = []
+    runs: list[int] = []
+
+    def finish(self: AsyncTask, result: Any, data: dict[str, Any]) -> None:
+        told.append(current_envelope.attempt)
+        if len(told) < 3:
+            raise ValueError("no")
+
+    make_task(
+        shop.hooks,
+        action,
+        run_action=lambda self, data: runs.append(1),
+        finish=finish,
+        backoff=lambda self, attempt: 0,
+    )
+    with shop.app.app_context():
+        blinker.signal(action).send(shop.app)
+        wait_until(lambda: told == [1, 2, 3])
+        wait_until(lambda: shop.hooks.outbox.counts()["completed"] == 2)
+    assert runs == [1]
+
+
+def test_a_paused_fan_out_begins_nothing_until_it_is_resumed(
+    shops: list[Shop], action: str
+) -> None:
+    shop = open_shop(shops, ASYNC_HOOKS_RELAY=False)
+    make_task(shop.hooks, action)
+    ran: list[str] = []
+    for name in ("one", "two"):
+        shop.hooks.receiver(action, name=name)(lambda sender, name=name, **_: ran.append(name))
+    with shop.app.app_context():
+        [(_, launched)] = blinker.signal(action).send(shop.app)
+        outbox = shop.hooks.outbox
+        assert outbox.pause_delivery(launched)
+        assert not outbox.pause_delivery(launched)
+        shop.relay()
+        other = make_task(shop.hooks, f"{action}_2", name="other", run_action=lambda *_: None)
+        shop.wait_for(other.dispatch({}), "completed")
+        parts = outbox.find(parent=launched)
+        assert [(part.state, part.paused) for part in parts] == [("available", True)] * 2
+        assert "paused" in outbox.why(parts[0].id)
+        assert ran == []
+        assert outbox.resume_delivery(launched)
+        shop.wait_for(launched, "completed")
+        assert not outbox.resume_delivery(launched)
+    assert sorted(ran) == ["one", "two"]
 
 
 def test_finish_may_launch(shops: list[Shop], action: str) -> None:
@@ -450,7 +555,9 @@ def test_discarded_runs_once_as_an_envelope_of_its_own(
         raise Discard("no such customer")
 
     def discarded(self: AsyncTask, data: dict[str, Any], error: str) -> None:
-        told.append((data, error, current_envelope.attempt))
+        assert current_envelope.of is not None
+        told.append((data, error, current_envelope.attempt, current_envelope.of.id))
+        assert current_envelope.data == data
         if fails:
             raise ValueError("once is enough")
 
@@ -461,7 +568,7 @@ def test_discarded_runs_once_as_an_envelope_of_its_own(
         wait_until(lambda: bool(told))
         own = next(d for d in shop.hooks.outbox.find() if d.id != launched)
         shop.wait_for(own.id, "discarded" if fails else "completed")
-    assert told == [({"n": 1}, "Discard: no such customer", 1)]
+    assert told == [({"n": 1}, "Discard: no such customer", 1, launched)]
 
 
 def test_results_and_errors_are_redacted_before_they_are_kept(
@@ -567,7 +674,7 @@ def test_of_a_fan_out_only_what_failed_is_sent_again(shops: list[Shop], action: 
 
     with shop.app.app_context():
         [(_, launched)] = blinker.signal(action).send(shop.app)
-        shop.wait_for(launched, "completed")
+        shop.wait_for(launched, "discarded")
         child = next(d for d in shop.hooks.outbox.find() if str(d.receiver).endswith("broken_one"))
         shop.wait_for(child.id, "discarded")
         broken.clear()

@@ -8,10 +8,9 @@ import pytest
 from werkzeug.local import LocalProxy
 
 from async_hooks import AsyncHooks
-from async_hooks.envelope import Envelope
+from async_hooks.envelope import DISCARDED, Envelope
 from async_hooks.receivers import RunOptions, options_of
 from async_hooks.state import state_of
-from async_hooks.task import DISCARDED
 from tests.support.apps import make_app, make_task, plain_app
 from tests.support.facts import Facts
 

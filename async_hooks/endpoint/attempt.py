@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -14,7 +14,7 @@ from ..errors import AsyncHooksError, DepthExceeded
 from ..log import ids, one_line
 from ..receivers import call, find_receiver, options_of, receivers_of
 from ..state import State
-from ..task import DISCARDED, AsyncTask, Discard, Retry
+from ..task import AsyncTask, Discard, Retry
 from ..texts import UNSHOWN, error_text, repr_of
 from ..validation import is_text, seconds_or_zero
 from ..verdict import Outcome, Verdict
@@ -39,13 +39,13 @@ class Attempt:
         self.current = CurrentEnvelope(*envelope)
         #: None if this app has none of that name.
         self.task: type[AsyncTask] | None = state.tasks.find(envelope.task)
-        #: Whether it only tells its task that a delivery was discarded.
-        self.is_after_the_end = envelope.receiver == DISCARDED
         self.launching = False
         self.anonymous = True
         self.verdict: Verdict | None = None
         self.exception: BaseException | None = None
         self.result: Any = None
+        #: The one receiver that ran here, if one did.
+        self.reached: str | None = None
         #: With an outbox: what was launched, and what the run was split into, kept with its end.
         self.additions: list[Envelope] = []
         #: The ids of the children whose receivers run elsewhere.
@@ -68,6 +68,11 @@ class Attempt:
             is_final = issubclass(kind, Discard)
             self.verdict = Verdict(Outcome.DISCARDED if is_final else Outcome.FAILED, text)
 
+    def result_of_root(self) -> Any:
+        """Return what the launch came to that this run tells of."""
+        store, root = self.state.store, self.envelope.root_id
+        return store.result_of(root) if store is not None and root is not None else None
+
     def receivers_of(self, task: type[AsyncTask]) -> Mapping[str, Callable[..., Any]]:
         """Return the receivers that ``task`` reaches, by name; looked up once in a run."""
         if task not in self._receivers:
@@ -89,6 +94,8 @@ class Attempt:
             return []
         if not receivers and task.run_action is AsyncTask.run_action:
             _report_unheard(self.state, task)
+        for name in receivers:
+            self.reached = name
         return [call(self.state.app, receiver, kwargs) for receiver in receivers.values()]
 
     def count_launch(self, task: type[AsyncTask]) -> None:
@@ -109,20 +116,29 @@ class Attempt:
                 f"{config.max_launches}, all that 'ASYNC_HOOKS_MAX_LAUNCHES' allows."
             )
 
-    def _split(self, receivers: Mapping[str, Any]) -> None:
-        for name in receivers:
-            if self.state.store is not None and not is_text(name, 255):
-                raise AsyncHooksError(
-                    f"The receiver's name {name!r} is no text of up to 255 characters. "
-                    "Give it one with hooks.receiver(…, name=…)."
-                )
-            child = self.envelope.for_receiver(name)
+    def _split(self, receivers: Iterable[str]) -> None:
+        for child in children_of(self.state, self.envelope, receivers):
             if child.id not in self.children:
                 self.children.add(child.id)
                 if self.state.store is None:
                     self.state.launcher.hand_over(self.state, child)
                 else:
                     self.additions.append(child)
+
+
+def children_of(state: State, envelope: Envelope, receivers: Iterable[str]) -> list[Envelope]:
+    """Return what reaches each of ``receivers``, by name, in a request of its own.
+
+    :raises AsyncHooksError: if an outbox can't keep a name.
+    """
+    names = [*receivers]
+    for name in names:
+        if state.store is not None and not is_text(name, 255):
+            raise AsyncHooksError(
+                f"The receiver's name {name!r} is no text of up to 255 characters. "
+                "Give it one with hooks.receiver(…, name=…)."
+            )
+    return [envelope.for_receiver(name, position) for position, name in enumerate(names)]
 
 
 def _wish_of(error: Any, envelope: Envelope) -> float | None:

@@ -15,6 +15,7 @@ from flask import Flask, Response, abort, request
 
 from ..context import admits
 from ..current import current_attempt
+from ..envelope import DISCARDED, FINISHED
 from ..errors import OutboxUnavailable
 from ..receivers import awaited, explain_shared_name, find_receiver
 from ..signals import send, send_in_context, task_failed, task_started, task_succeeded
@@ -23,7 +24,7 @@ from ..texts import log_exception
 from ..verdict import Outcome, Verdict
 from ..wsgi import is_from_keyboard
 from .attempt import ATTEMPT, ENDPOINT, PING, Attempt, unconnected
-from .completion import complete, finish
+from .completion import complete
 from .fresh_request import Answered, fresh_environ, serve
 from .interception import exempt, intercepted, not_restored
 
@@ -131,7 +132,7 @@ def _resolve(attempt: Attempt) -> type[AsyncTask] | Verdict:
     if (
         (name := envelope.receiver) is not None
         and envelope.lease is not None  # Without an outbox, nobody waits for a receiver.
-        and not attempt.is_after_the_end
+        and not envelope.tells_of_an_end
         and find_receiver(attempt.receivers_of(task), name) is None
     ):
         return Verdict(Outcome.UNKNOWN, unconnected(name, task))
@@ -159,8 +160,10 @@ def _run(attempt: Attempt) -> None:
         running: Any = task()  # Its methods may be asynchronous.
         attempt.launching = True
         try:
-            if attempt.is_after_the_end:
+            if envelope.receiver == DISCARDED:
                 awaited(app, running.discarded(data["data"], data["error"]))
+            elif envelope.receiver == FINISHED:
+                awaited(app, running.finish(attempt.result_of_root(), data))
             else:
                 attempt.result = awaited(app, running.run_action(data))
         finally:
@@ -187,8 +190,6 @@ def at_teardown(error: BaseException | None) -> None:
         complete(attempt)
     if attempt.verdict.outcome is Outcome.COMPLETED:
         send(task_succeeded, app, envelope=envelope, result=attempt.result)
-        if attempt.verdict.is_recorded or envelope.lease is None:
-            finish(attempt)
 
 
 def _verdict(attempt: Attempt, answered: Answered, error: BaseException | None) -> Verdict:

@@ -11,10 +11,11 @@ from typing import Any
 from ..context import admits, origin
 from ..current import RunningTask, current_attempt
 from ..declarations import check_options
+from ..endpoint.attempt import children_of
 from ..envelope import Envelope, new_id
 from ..errors import AsyncHooksError, ConfigError, DataError, OutboxUnavailable
 from ..log import one_line
-from ..receivers import refuse_shared_names
+from ..receivers import receivers_of, refuse_shared_names
 from ..signals import send, task_launched
 from ..snapshot import plain, snapshot
 from ..state import State
@@ -145,7 +146,7 @@ def _with_options(
         run_at=run_at,
         unique_key=None if key is None else _digest(task, key),
         ref=ref,
-        is_awaited=key is not None,
+        finishes=task.finish is not AsyncTask.finish,
     )
 
 
@@ -161,13 +162,13 @@ def launch(state: State, attempt: RunningTask | None, envelope: Envelope) -> str
 
     Return another's id where that waits with the same unique key.
     """
-    key, winner = envelope.unique_key, None
+    key, winner, parts = envelope.unique_key, None, _parts(state, envelope)
     if state.store is None:
         send(task_launched, state.app, envelope=envelope)
         hand_over(state, envelope)
         return envelope.id
     if state.session is None and attempt is None:
-        winner = add(state, [envelope]).get(envelope.id)
+        winner = add(state, parts).get(envelope.id)
     elif key is not None:
         additions = () if attempt is None else attempt.additions
         own = {each.unique_key: each.id for each in additions}
@@ -176,11 +177,24 @@ def launch(state: State, attempt: RunningTask | None, envelope: Envelope) -> str
         return winner
     # Added when the app's transaction commits, or with the run's completion.
     if state.session is not None:
-        state.session.add(envelope)
+        for part in parts:
+            state.session.add(part)
     elif attempt is not None:
-        attempt.additions.append(envelope)
+        attempt.additions += parts
     send(task_launched, state.app, envelope=envelope)
     return envelope.id
+
+
+def _parts(state: State, envelope: Envelope) -> list[Envelope]:
+    """Return the rows of a launch: itself, and its children if it can be split already."""
+    task: Any = state.tasks.find(envelope.task)
+    has_time = envelope.run_at is not None  # Who receives is decided then.
+    if state.store is None or has_time or task.run_action is not AsyncTask.run_action:
+        return [envelope]
+    receivers = receivers_of(state, task, anonymous=envelope.user is None)
+    if len(receivers) < 2:
+        return [envelope]
+    return [envelope, *children_of(state, envelope, receivers)]
 
 
 def hand_over(state: State, envelope: Envelope) -> None:
@@ -202,8 +216,10 @@ def add(state: State, envelopes: Sequence[Envelope]) -> Mapping[str, str]:
         if state.config.outbox_down is None:
             raise
         logger.error("Launches go by loopback, not recorded: %s", one_line(error))
+        added = {envelope.id for envelope in envelopes}
         for envelope in envelopes:
-            hand_over(state, envelope)
+            if envelope.parent_id not in added:  # Else that will be split again.
+                hand_over(state, envelope)
         return {}
     if len(lost) < len(envelopes):
         wake(state)

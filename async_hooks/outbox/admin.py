@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from datetime import timedelta
 from typing import Any
 
 from flask import Flask
 
-from ..delivery import Delivery, DeliveryState
+from ..delivery import UNFINISHED, Delivery, DeliveryState, Group
 from ..envelope import Envelope
 from ..host.liveness import ProcessLock
 from ..receivers import kinds_of, options_of
@@ -17,15 +16,19 @@ from ..state import state_of
 from ..validation import checked, seconds
 from . import audiences, schema
 from .engines import identity_of
+from .groups import Groups
 from .processes import Processes, ProcessRow
 from .queries import Queries
 from .report import Backlog, Health, RelaySeen, lateness, moment, problem_of, reason
-from .rows import envelope_of, shown_state
+from .shown import delivery_of
 from .store import Store
 
-#: What a delivery has from its row as it is, and what a relay has.
-_OF_A_ROW = ("id", "parent_id", "task", "queue", "priority", "attempts", "crashes", "ref")
+#: What a relay has from its row as it is.
 _OF_A_PROCESS = ("id", "name", "host", "pid", "problem")
+
+
+#: Parts of a group that are named.
+_NAMED = 5
 
 
 class Outbox(Queries):
@@ -38,6 +41,7 @@ class Outbox(Queries):
         super().__init__(store.database, store.audiences, store.now)
         self._app = app
         self._processes = processes
+        self._groups = Groups(store.database, store.now)
 
     def get(self, delivery_id: str) -> Delivery | None:
         """Return the delivery of this id, None if there is none (any more)."""
@@ -51,21 +55,53 @@ class Outbox(Queries):
         state: str | None = None,
         task: str | None = None,
         queue: str | None = None,
+        parent: str | None = None,
+        root: str | None = None,
         limit: int | None = 100,
     ) -> list[Delivery]:
-        """Return the deliveries that all of these fit, newest first."""
+        """Return the deliveries that all of these fit, newest first.
+
+        ``parent`` is the id of a launch whose parts are wanted; with ``root``, what tells of their
+        end is among them.
+        """
         states = None if state is None else [DeliveryState(state)]
-        rows = self.rows(limit, states=states, ref=ref, task=task, queue=queue)
+        rows = self.rows(
+            limit, states=states, root=root, ref=ref, task=task, queue=queue, parent_id=parent
+        )
         return [self._delivery(row) for row in rows]
+
+    def group(self, launch_id: str, *, max_age: float = 1.0) -> Group | None:
+        """Return how far a launch is with its parts; None if it is unknown.
+
+        They are counted anew if that was done longer ago than ``max_age`` (seconds). A launch that
+        has no receivers, or one, is a group of one.
+        """
+        return self._groups.find(launch_id, max_age)
 
     def retry(self, delivery_id: str) -> bool:
         """Make a delivery due now and reset its attempts; false if it executes or is gone.
 
-        Of a fan-out, that means its children that did not succeed.
+        Of a fan-out, that means its children that did not succeed. Once they have come to an end
+        again, ``finish`` is called again.
         """
         done = self.retry_batch([delivery_id])
         self._wake()
         return done > 0
+
+    def cancel(self, delivery_id: str) -> bool:
+        """End a delivery and its children; false if they had finished.
+
+        An attempt that runs can't be stopped; its result is ignored.
+        """
+        done = super().cancel(delivery_id)
+        self._wake()  # The end of a group may have to be told.
+        return done
+
+    def resume_delivery(self, delivery_id: str) -> bool:
+        """Let a paused delivery, or the parts of a group, begin again; false if none is paused."""
+        done = super().resume_delivery(delivery_id)
+        self._wake()
+        return done
 
     def resume(self, queue: str) -> None:
         """Let what waits in ``queue`` begin again."""
@@ -134,7 +170,15 @@ class Outbox(Queries):
             is_known=(delivery.task, delivery.receiver or "") in kinds_of(state_of(self._app)),
             is_paused=delivery.queue in self.paused(),
             relays=self.relays(),
+            unfinished=self._unfinished_of(delivery),
         )
+
+    def _unfinished_of(self, delivery: Delivery) -> list[Delivery]:
+        """Return the parts that a group waits for, as many as can be named."""
+        if delivery.state is not DeliveryState.WAITING:
+            return []
+        rows = self.rows(_NAMED, states=UNFINISHED, parent_id=delivery.id)
+        return [self._delivery(row) for row in rows]
 
     def backlog(self) -> list[Backlog]:
         """Return what is unfinished, by task and receiver."""
@@ -202,26 +246,7 @@ class Outbox(Queries):
         return not (is_silent or lock.has_ended(row.id, row.host_id))
 
     def _delivery(self, row: Any) -> Delivery:
-        state = shown_state(row.state)
-        envelope, problem = envelope_of(row, lease=None, attempt=row.attempts)
-        data, result = None, None
-        try:
-            data = envelope.data if problem is None else None
-            result = json.loads(row.result)["result"] if row.result is not None else None
-        except Exception as unreadable:  # One row that can't be read hides no other.
-            problem = str(unreadable)
-        return Delivery(
-            **{name: getattr(row, name) for name in _OF_A_ROW},
-            receiver=envelope.receiver,
-            state=state,
-            max_attempts=options_of(state_of(self._app), envelope).max_attempts,
-            run_at=moment(row.run_at),
-            created_at=moment(row.created_at),
-            finished_at=None if row.finished_at is None else moment(row.finished_at),
-            error=row.error if problem is None else f"This code can't read the row: {problem}",
-            result=result,
-            data=data,
-        )
+        return delivery_of(state_of(self._app), row)
 
     def _wake(self) -> None:
         state = state_of(self._app)

@@ -67,7 +67,7 @@ def open_outbox(
         )
     else:
         database = Database(_app_engine(app, db, scoped))
-    store = Store(database, audiences, now=database.now)
+    store = Store(database, audiences, now=database.now, added=sent)
     processes = Processes(database, audiences, store.now)
     joined = None
     if config.outbox == "app":

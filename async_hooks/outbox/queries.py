@@ -6,11 +6,11 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, case, delete, exists, func, null, or_, select, update
+from sqlalchemy import ColumnElement, and_, delete, func, or_, select
 
 from ..delivery import SHOWN, UNFINISHED, DeliveryState
 from ..validation import checked, seconds_or_zero
-from .attempts import free_parents
+from . import changes, groups
 from .claiming import paused, queue_heads
 from .connections import Connection
 from .database import Database
@@ -20,7 +20,6 @@ from .schema import deliveries, pauses
 from .statements import InsertMissing
 
 _d = deliveries.c
-_UNSUCCESSFUL = (DeliveryState.AVAILABLE, DeliveryState.DISCARDED, DeliveryState.CANCELLED)
 #: What executes is left alone.
 _RETRIABLE = [state.value for state in DeliveryState if state is not DeliveryState.EXECUTING]
 #: Adds a row of the queues that are paused.
@@ -30,7 +29,8 @@ PAUSE = InsertMissing(pauses)
 class Queries:
     """``audiences`` are the names of the app whose deliveries these are.
 
-    ``states`` are as users see them; ``equal`` may name a ``task``, a ``queue`` and a ``ref``.
+    ``states`` are as users see them; ``equal`` may name a ``task``, a ``queue``, a ``ref`` and a
+    ``parent_id``.
     """
 
     def __init__(
@@ -48,10 +48,13 @@ class Queries:
         *,
         ids: Collection[str] | None = None,
         states: Collection[str] | None = None,
+        root: str | None = None,
         **equal: str | None,
     ) -> list[Any]:
-        """Return rows, the newest first."""
+        """Return rows, the newest first; of a ``root``, its children and what tells of its end."""
         where = self._where(equal, ids=ids, states=states)
+        if root is not None:
+            where = and_(where, or_(_d.parent_id == root, _d.root_id == root))
         query = select(deliveries).where(where).order_by(_d.id.desc()).limit(limit)
         return self._database.execute(query).rows
 
@@ -100,31 +103,10 @@ class Queries:
         return self._in_batches(where, lambda ids: self.retry_batch(ids, those))
 
     def retry_batch(self, ids: Collection[str], states: Collection[str] = _RETRIABLE) -> int:
-        """Make those of ``ids`` due that are in one of ``states``, with no attempt used.
-
-        Of a fan-out, its children that did not succeed, its parent never. Return how many.
-        """
-        parents = select(_d.parent_id).where(_d.parent_id.in_(ids)).distinct()
-        children = [state for state in states if state in _UNSUCCESSFUL]
-        nothing = dict.fromkeys(("attempts", "failures", "crashes", "refusals"), 0)
-        anew = update(deliveries).values(
-            state=DeliveryState.AVAILABLE,
-            run_at=self._now(),
-            process_id=None,
-            finished_at=None,
-            result=None,
-            **nothing,
+        """Retry those of ``ids`` that are in one of ``states``; return how many it was."""
+        return self._database.transaction(
+            lambda c: changes.retry(c, ids, states, self._is_ours(), self._now())
         )
-
-        def body(connection: Connection) -> int:
-            split = {row.parent_id for row in connection.execute(parents).rows}
-            which = or_(
-                and_(_d.id.in_(set(ids) - split), _d.state.in_(states)),
-                and_(_d.parent_id.in_(split), _d.state.in_(children)),
-            )
-            return connection.execute(anew.where(self._is_ours(), which)).rowcount
-
-        return self._database.transaction(body)
 
     def cancel(self, delivery_id: str) -> bool:
         """End a delivery and its children; false if they had finished.
@@ -139,31 +121,34 @@ class Queries:
 
     def cancel_batch(self, ids: Collection[str]) -> int:
         """End those of ``ids``, and their children, whatever they do now; return how many."""
-        # They themselves first: one may be about to become several.
-        lock = select(_d.id, _d.parent_id).where(_d.id.in_(ids), self._is_ours()).order_by(_d.id)
-        with_children = or_(_d.id.in_(ids), _d.parent_id.in_(ids))
-        end = (
-            update(deliveries)
-            .where(self._is_ours(), with_children, _d.state.in_(UNFINISHED))
-            .values(
-                state=DeliveryState.CANCELLED,
-                # Who runs it stays in the row until then: its thread can't be stopped.
-                process_id=case((_d.started_at.is_(None), null()), else_=_d.process_id),
-                lease=None,
-                finished_at=self._now(),
-                unique_key=None,
-            )
+        ended, parents = self._database.transaction(
+            lambda c: changes.cancel(c, ids, self._is_ours(), self._now())
         )
+        for parent_id in parents:
+            self._close(parent_id)
+        return ended
 
-        def body(connection: Connection) -> int:
-            found = connection.execute(lock.with_for_update()).rows
-            ended = connection.execute(end).rowcount
-            parents = {row.parent_id for row in found if row.parent_id} | {row.id for row in found}
-            holding = select(_d.id).where(_d.id.in_(parents), _d.unique_key.is_not(None))
-            free_parents(connection, [row.id for row in connection.execute(holding).rows])
-            return ended
+    def pause_delivery(self, delivery_id: str) -> bool:
+        """Let no attempt of a delivery begin until it is resumed; of a group, of none of its parts.
 
-        return self._database.transaction(body)
+        Return false if there is nothing to pause. An attempt that runs goes on.
+        """
+        return self._change(changes.pause, delivery_id) > 0
+
+    def resume_delivery(self, delivery_id: str) -> bool:
+        """Let a paused delivery, or the parts of a group, begin again; false if none is paused."""
+        return self._change(changes.resume, delivery_id) > 0
+
+    def _change(
+        self,
+        change: Callable[[Connection, str, ColumnElement[bool]], int],
+        delivery_id: str,
+    ) -> int:
+        return self._database.transaction(lambda c: change(c, delivery_id, self._is_ours()))
+
+    def _close(self, parent_id: str) -> None:
+        own = self._audiences[0]
+        groups.close(self._database, parent_id, audience=own, now=self._now)
 
     def purge(self, older_than: float | timedelta) -> int:
         """Delete what finished longer ago than ``older_than`` (seconds); return how many."""
@@ -224,17 +209,9 @@ class Queries:
         return and_(self._is_ours(), *wanted)
 
     def _finished(self, older_than: float | timedelta) -> ColumnElement[bool]:
-        """Return what a purge deletes: no part of a fan-out of which another part is younger.
-
-        Only what is final has finished; asked for its state, a database may read all that is.
-        """
+        """Return what a purge deletes."""
         limit = self._now() - checked(seconds_or_zero, older_than, "older_than")
-        part = deliveries.alias("part")
-        is_younger = or_(part.c.finished_at.is_(None), part.c.finished_at >= limit)
-        of_family = part.c.parent_id == func.coalesce(_d.parent_id, _d.id)
-        has_younger = exists().where(of_family, is_younger)
-        is_old = _d.finished_at < limit
-        return and_(self._is_ours(), is_old, _d.unique_key.is_(None), ~has_younger)
+        return and_(self._is_ours(), changes.is_purgeable(limit))
 
     def _count(self, where: ColumnElement[bool]) -> int:
         query = select(func.count()).select_from(deliveries).where(where)

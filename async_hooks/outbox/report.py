@@ -84,6 +84,7 @@ def reason(
     is_known: bool,
     is_paused: bool,
     relays: Sequence[RelaySeen],
+    unfinished: Sequence[Delivery],
 ) -> str:
     """Say in one sentence why the delivery is where it is."""
     error = f" Last error: {delivery.error}" if delivery.error else ""
@@ -97,9 +98,13 @@ def reason(
             is_overdue = any(delivery.id in relay.overdue for relay in relays)
             how = "runs, for longer than its timeout" if is_overdue else "is claimed or runs"
             return f"Attempt {max(delivery.attempts, 1)} {how}.{error}"
+    if delivery.state is DeliveryState.WAITING:
+        return _what_a_group_waits_for(unfinished, relays)
     alive = [relay for relay in relays if relay.can_relay]
     problem = _problem(alive)
-    if not is_known:
+    if delivery.paused:
+        why = "It is held because it was paused."
+    elif not is_known:
         why = "It is parked: this code does not know its task or receiver."
     elif is_paused:
         why = f"It waits because the queue {delivery.queue!r} is paused."
@@ -112,6 +117,19 @@ def reason(
     else:
         why = "It is due, and waits for a relay to claim it."
     return f"{why}{error}"
+
+
+def _what_a_group_waits_for(unfinished: Sequence[Delivery], relays: Sequence[RelaySeen]) -> str:
+    """Name the parts that a group waits for, and how each is."""
+    if not unfinished:
+        return "Its parts have come to an end, and a relay will say so in a moment."
+    overdue = {one for relay in relays for one in relay.overdue}
+    parts = [
+        f"{part.id} ({part.receiver or part.task}: "
+        f"{'overdue' if part.id in overdue else 'paused' if part.paused else part.state})"
+        for part in unfinished
+    ]
+    return f"It waits for the end of {', '.join(parts)}."
 
 
 def moment(at: Any) -> datetime:

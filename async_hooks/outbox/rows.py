@@ -27,13 +27,24 @@ _LONGEST_NAME = 255
 _TRIES = 5
 
 #: Adds a delivery; :func:`row_of` has its values.
-INSERT = InsertMissing(deliveries, "parent_id", "unique_key", "ref")
+INSERT = InsertMissing(deliveries, "parent_id", "root_id", "position", "unique_key", "ref")
 
 _THIS = select(_d.id).where(_d.id == bindparam("id"))
 #: Finds the unfinished delivery that has a unique key.
 _HOLDER = select(_d.id).where(_d.audience == bindparam("of"), _d.unique_key == bindparam("key"))
 #: The latest one, whatever snapshot an app's transaction has of MariaDB.
 _LATEST_HOLDER = _HOLDER.with_for_update(read=True)
+
+
+def rows_of(envelopes: Sequence[Envelope], *, audience: str, now: float) -> list[dict[str, Any]]:
+    """Return the rows that ``envelopes`` begin as: a parent of others waits for them."""
+    rows = [row_of(each, audience=audience, now=now) for each in envelopes]
+    if len(rows) > 1:
+        parents = {each.parent_id for each in envelopes}
+        for row in rows:
+            if row["id"] in parents:
+                row["state"] = DeliveryState.WAITING.value
+    return rows
 
 
 def row_of(envelope: Envelope, *, audience: str, now: float) -> dict[str, Any]:
@@ -45,7 +56,7 @@ def row_of(envelope: Envelope, *, audience: str, now: float) -> dict[str, Any]:
         "depth": envelope.depth,
         "user": envelope.user,
         "origin": envelope.origin,
-        "awaited": envelope.is_awaited,
+        "finishes": envelope.finishes,
     }
     # The text is JSON already: it is put in as it is, not decoded and encoded.
     carried = f'"carried":{envelope.carried}'
@@ -53,6 +64,8 @@ def row_of(envelope: Envelope, *, audience: str, now: float) -> dict[str, Any]:
         "id": envelope.id,
         "audience": audience,
         "parent_id": envelope.parent_id,
+        "root_id": envelope.root_id,
+        "position": envelope.position,
         "task": envelope.task,
         "receiver": envelope.receiver or "",
         "queue": envelope.queue,
@@ -85,10 +98,15 @@ def add(
 ) -> dict[str, str]:
     """Add ``rows``, of an app whose ``former`` audiences count as well.
 
-    Return, for each whose ``unique_key`` an unfinished delivery has, the id of that one instead.
-    What is there already, by its id, stays as it is.
+    Return, for each whose ``unique_key`` an unfinished delivery has, the id of that one instead;
+    its children, which follow it, are not added either. What is there already, by its id, stays as
+    it is.
     """
-    holders = {row["id"]: _add(connection, row, former) for row in rows}
+    holders: dict[str, str] = {}
+    for row in rows:
+        parent = row["parent_id"]
+        is_taken = parent in holders and holders[parent] != parent
+        holders[row["id"]] = holders[parent] if is_taken else _add(connection, row, former)
     return {delivery_id: winner for delivery_id, winner in holders.items() if winner != delivery_id}
 
 
@@ -129,6 +147,8 @@ def envelope_of(row: Any, *, lease: str | None, attempt: int) -> tuple[Envelope,
         body=row.body,
         attempt=attempt,
         parent_id=row.parent_id,
+        root_id=row.root_id,
+        position=row.position,
         receiver=row.receiver or None,
         priority=row.priority,
         queue=row.queue,
@@ -145,7 +165,7 @@ def envelope_of(row: Any, *, lease: str | None, attempt: int) -> tuple[Envelope,
             user=context["user"],
             carried=json.dumps(context["carried"], separators=(",", ":")),
             origin=Origin(*context["origin"]),
-            is_awaited=context["awaited"],
+            finishes=context["finishes"],
         )
         DeliveryState(row.state)
         if not isinstance(envelope.data, dict):

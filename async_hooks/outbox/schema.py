@@ -37,8 +37,9 @@ deliveries = sa.Table(
     sa.Column("audience", sa.String(255), nullable=False),
     # The fan-out or batch that it belongs to, and its place in it.
     sa.Column("parent_id", sa.String(64)),
-    sa.Column("root_id", sa.String(64)),
     sa.Column("position", sa.Integer),
+    # The launch whose end it tells of.
+    sa.Column("root_id", sa.String(64)),
     sa.Column("task", sa.String(255), nullable=False),
     sa.Column("receiver", sa.String(255), nullable=False),
     sa.Column("queue", sa.String(100), nullable=False),
@@ -82,6 +83,7 @@ for _name, _columns, _filled, _unique in (
     ("async_hooks_unique", (_d.audience, _d.unique_key), _d.unique_key, True),  # add
     ("async_hooks_ref", (_d.ref,), _d.ref, False),  # find
     ("async_hooks_children", (_d.parent_id, _d.state, _d.position), _d.parent_id, False),  # groups
+    ("async_hooks_root", (_d.root_id,), _d.root_id, False),  # purge
     ("async_hooks_process", (_d.process_id,), _d.process_id, False),  # rescue
     ("async_hooks_finished", (_d.audience, _d.finished_at), _d.finished_at, False),  # purge
 ):

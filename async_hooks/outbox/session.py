@@ -133,7 +133,9 @@ class SessionOutbox:
             if isinstance(error, DBAPIError) and is_busy(error):
                 raise OutboxUnavailable(f"The app's database is busy: {error.orig}") from error
             raise
-        if not done:
+        if done:
+            self._store.close_parent(envelope, ending)
+        else:
             session.rollback()
         return done
 
@@ -211,7 +213,8 @@ class SessionOutbox:
                 self._sent()
         elif is_lost:
             for envelope in launches:
-                self._dropped(envelope)
+                if envelope.parent_id is None:  # Else it goes with that.
+                    self._dropped(envelope)
             return
         if launches:
             self._keep(launches)

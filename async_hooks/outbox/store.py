@@ -10,16 +10,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from typing import Any
 
 from sqlalchemy import Connection as CoreConnection
 
-from ..delivery import Claim, DeliveryState, Ending
+from ..delivery import FINAL, Claim, DeliveryState, Ending
 from ..envelope import Envelope
-from . import attempts, claiming
+from ..errors import AsyncHooksError
+from . import attempts, claiming, groups
 from .connections import Connection
 from .database import Database
-from .rows import INSERT, add, envelope_of, holder_of, row_of
+from .rows import INSERT, add, envelope_of, holder_of, rows_of
 from .waiting import due_kinds
 
 #: Seconds that a row which can't be read is left alone.
@@ -38,8 +40,11 @@ class Store:
         audiences: Sequence[str],
         *,
         now: Callable[[], float] = time.time,
+        added: Callable[[], object] = lambda: None,
     ) -> None:
+        """``added`` is called when the end of a group has added what tells of it."""
         self.database = database
+        self._added = added
         self.audiences = audiences
         self.now = now
 
@@ -72,7 +77,7 @@ class Store:
         return self.database.read(lambda c: holder_of(c, unique_key, self.audiences), urgent=True)
 
     def _rows(self, envelopes: Sequence[Envelope], now: float) -> list[dict[str, Any]]:
-        return [row_of(each, audience=self.audiences[0], now=now) for each in envelopes]
+        return rows_of(envelopes, audience=self.audiences[0], now=now)
 
     # -- claiming
 
@@ -131,20 +136,43 @@ class Store:
     ) -> bool:
         """Write what became of the attempt; return false if it is stale.
 
-        ``within`` is a connection of the app's, in whose transaction it is written.
+        ``within`` is a connection of the app's, in whose transaction it is written; once that is
+        committed, :meth:`close_parent` is to be called.
         """
         now = self.now()
         additions = self._rows(ending.additions, now)
         values = attempts.ended(envelope, ending, now)
 
         def body(connection: Connection) -> bool:
-            return attempts.record(connection, envelope, ending, values, additions)
+            return attempts.record(connection, values, additions)
 
         if within is not None:
             return body(self.database.within(within))
-        if additions or attempts.frees_parent(envelope, ending):
-            return self.database.transaction(body)
-        return self.database.execute(attempts.RECORD, values).rowcount == 1
+        if additions:
+            done = self.database.transaction(body)
+        else:
+            done = self.database.execute(attempts.RECORD, values).rowcount == 1
+        if done:
+            self.close_parent(envelope, ending)
+        return done
+
+    def close_parent(self, envelope: Envelope, ending: Ending) -> None:
+        """Close the group of ``envelope`` if it was the last; what can't be done now, is later."""
+        if envelope.parent_id is None or ending.state not in FINAL:
+            return
+        with suppress(AsyncHooksError):
+            self.close(envelope.parent_id)
+
+    def close(self, parent_id: str) -> None:
+        """Close a group if none of its deliveries is unfinished."""
+        audience = self.audiences[0]
+        if groups.close(self.database, parent_id, audience=audience, now=self.now):
+            self._added()
+
+    def close_all(self) -> None:
+        """Close the groups that nobody closed whose last delivery has ended."""
+        for parent_id in groups.closable(self.database, self.audiences):
+            self.close(parent_id)
 
     def release(self, envelopes: Collection[Envelope], *, after: float | None = None) -> int:
         """Let others claim what has not begun, in ``after`` seconds; return how many it was.
@@ -179,6 +207,6 @@ class Store:
         fence = attempts.fence_of(envelope, envelope.attempt)
         return self.database.execute(attempts.RUNNING, fence).one()
 
-    def collect_results(self, parent_id: str) -> dict[str, Any] | None:
-        """Return the results of all receivers of a fan-out, once, when all are completed."""
-        return self.database.transaction(lambda c: attempts.collect_results(c, parent_id))
+    def result_of(self, delivery_id: str) -> Any:
+        """Return what ``finish`` is told of a launch."""
+        return groups.result_of(self.database, delivery_id)

@@ -104,6 +104,7 @@ class Maintenance:
             is_silent = known.heartbeat == row.heartbeat
             self._peers[row.id] = (row, missed + 1 if is_silent else 0)
         self._check_own()
+        self._store.close_all()
 
     def _lack_of_threads(self) -> str | None:
         """Say which runs keep all threads here, those that were lent as well, if they do."""

@@ -6,9 +6,9 @@ import json
 
 from flask import Flask
 
-from ..envelope import Envelope, new_id
+from ..envelope import DISCARDED, Envelope, new_id
 from ..state import state_of
-from ..task import DISCARDED, AsyncTask
+from ..task import AsyncTask
 
 
 def notices_of(app: Flask, envelope: Envelope, error: str) -> list[Envelope]:
@@ -17,10 +17,11 @@ def notices_of(app: Flask, envelope: Envelope, error: str) -> list[Envelope]:
     ``error`` is the text of the last error.
     """
     task = state_of(app).task_of(envelope)
-    if task is None or task.discarded is AsyncTask.discarded or envelope.receiver == DISCARDED:
+    if task is None or task.discarded is AsyncTask.discarded or envelope.tells_of_an_end:
         return []
     try:
-        body = json.dumps({"data": envelope.data, "error": error}, separators=(",", ":"))
+        told = {"data": envelope.data, "error": error, "of": [envelope.id, envelope.receiver]}
+        body = json.dumps(told, separators=(",", ":"))
     except (ValueError, RecursionError):  # Its row was spoilt: nobody could be given its data.
         return []
     notice = envelope._replace(
@@ -28,9 +29,11 @@ def notices_of(app: Flask, envelope: Envelope, error: str) -> list[Envelope]:
         body=body,
         receiver=DISCARDED,
         parent_id=None,
+        position=None,
+        root_id=envelope.parent_id or envelope.id,
         queue=task.queue,
         unique_key=None,
         ref=None,
-        is_awaited=False,
+        finishes=False,
     )
     return [notice]

@@ -12,13 +12,12 @@ from flask import Flask
 
 from ..config import Config
 from ..delivery import DeliveryState, Ending
-from ..envelope import Envelope
+from ..envelope import DISCARDED, Envelope
 from ..errors import OutboxUnavailable, TransportError
 from ..log import ids
 from ..receivers import options_of
 from ..signals import send_in_context, task_discarded, task_failed, task_retrying
 from ..state import Result, state_of
-from ..task import DISCARDED
 from ..texts import UNSHOWN, text_of
 from ..validation import LONGEST
 from ..verdict import Outcome, Verdict

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from sqlalchemy import delete, select
 
 from async_hooks.delivery import Claim, DeliveryState, Ending
-from async_hooks.envelope import Envelope, new_id
+from async_hooks.envelope import FINISHED, Envelope, new_id
 from async_hooks.outbox.connections import Connection, Result
 from async_hooks.outbox.database import Database
 from async_hooks.outbox.engines import engine_for
@@ -89,7 +89,6 @@ class Steps:
             self.now = before
 
     def add(self, *envelopes: Envelope, now: float = NOW, **members: Any) -> dict[str, str]:
-        members["is_awaited"] = members.get("unique_key") is not None
         with self.at(now):
             return self.store.add([each._replace(**members) for each in envelopes])
 
@@ -125,14 +124,18 @@ class Steps:
         return found
 
     def split(self, parent: Envelope, *names: str) -> list[Envelope]:
-        """Complete ``parent`` with a child for each receiver; return them, claimed and begun."""
-        children = [parent.for_receiver(name) for name in names]
+        """Split ``parent`` into a child for each receiver; return them, claimed and begun."""
+        children = [parent.for_receiver(name, number) for number, name in enumerate(names)]
         assert self.complete(parent, additions=children)
         ids = [child.id for child in children]
         found = {each.id: each for each in self.claim() if each.id in ids}
         begun = [found[child_id] for child_id in ids]
         assert all(self.begin(each) for each in begun)
         return begun
+
+    def finishes(self, parent: Envelope) -> list[Any]:
+        """Return the rows of what tells that ``parent`` is over."""
+        return self.queries.rows(root=parent.id, receiver=FINISHED)
 
     def begin(
         self, claimed: Envelope, *, process: str | None = "process", now: float = NOW
@@ -148,7 +151,10 @@ class Steps:
         additions: Sequence[Envelope] = (),
         now: float = NOW,
     ) -> bool:
-        ending = Ending(DeliveryState.COMPLETED, result=result, additions=additions)
+        """Complete an attempt; one that is split waits for its children."""
+        is_split = any(each.parent_id == running.id for each in additions)
+        state = DeliveryState.WAITING if is_split else DeliveryState.COMPLETED
+        ending = Ending(state, result=result, additions=additions)
         with self.at(now):
             return self.store.record(running, ending)
 

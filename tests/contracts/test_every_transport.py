@@ -323,10 +323,10 @@ def test_the_unique_key_of_a_fan_out_is_free_after_its_last_receiver(shop: Shop)
     shop.receiver("newsletter")
     winner = shop.dispatch(task, unique_key="lead-7")
     wait_until(lambda: {name for name, _ in shop.calls} == {"crm", "newsletter"})
-    assert shop.get(winner).state is DeliveryState.COMPLETED
+    assert shop.get(winner).state is DeliveryState.WAITING
     assert shop.dispatch(task, unique_key="lead-7") == winner
     go_on.set()
-    shop.children(winner)
+    shop.ended(winner)
     assert shop.dispatch(task, unique_key="lead-7") != winner
 
 

@@ -213,7 +213,6 @@ def test_the_last_child_frees_the_unique_key_whatever_its_session_saw(shop: Runn
     shop.receive(one, "one")
     shop.receive(lambda sender, *, n: None, "two")
     first = shop.dispatch(unique_key="key")
-    shop.work()
     children = {envelope.receiver: envelope for envelope in shop.claim()}
     verdicts.append(shop.run(children["one"]))
     assert [verdict.is_recorded for verdict in verdicts] == [True, True]

@@ -26,7 +26,7 @@ from async_hooks.envelope import Envelope, new_id
 from tests.contracts.outboxes import NOW, Outbox, an_outbox, envelope
 
 PROCESSES = st.integers(0, 2)
-UNFINISHED = ("available", "executing")
+UNFINISHED = ("available", "executing", "waiting")
 
 
 @dataclass
@@ -120,8 +120,7 @@ class Life(RuleBasedStateMachine):
         children = [parent.for_receiver(name) for name in ("one", "two")]
         assert self.outbox.begin(parent, now=self.now)
         assert self.outbox.complete(parent, additions=children, now=self.now)
-        model = Model(parent, self.now, "family", state="completed", begun=[None])
-        model.completions, model.finished_at = 1, self.now
+        model = Model(parent, self.now, "family", state="waiting", begun=[None])
         model.children = [Model(child, self.now, parent=model) for child in children]
         self.models.update({each.first.id: each for each in (model, *model.children)})
         return given
@@ -180,8 +179,11 @@ class Life(RuleBasedStateMachine):
         assert done is (model is not None)
         if model is None:
             return multiple()
-        model.completions += 1
-        self.finish(model, "completed", keeps_key=splits)
+        if splits:
+            model.state, model.claim = "waiting", None
+        else:
+            model.completions += 1
+            self.finish(model, "completed")
         new = [child for child in children if child.id not in self.models]
         for child in new:
             made = Model(child, self.now, parent=model)
@@ -232,7 +234,7 @@ class Life(RuleBasedStateMachine):
     def cancel(self, delivery: Any) -> None:
         name = self.id_of(delivery)  # It may be purged before its children are.
         family = [m for m in self.models.values() if name in (m.first.id, m.first.parent_id)]
-        ended = [each for each in family if each.is_unfinished]
+        ended = [each for each in family if each.is_unfinished and each.state != "waiting"]
         assert self.outbox.cancel(name, now=self.now) is bool(ended)
         for each in ended:
             self.finish(each, "cancelled")
@@ -240,7 +242,8 @@ class Life(RuleBasedStateMachine):
     @rule(delivery=deliveries)
     def retry(self, delivery: Any) -> None:
         model = self.model(delivery)
-        which = [model] if model is not None and model.state != "executing" else []
+        is_at_rest = model is not None and model.state not in ("executing", "waiting")
+        which = [model] if model is not None and is_at_rest else []
         children = [m for m in self.models.values() if m.first.parent_id == self.id_of(delivery)]
         if children:
             which = [m for m in children if m.state in ("available", "discarded", "cancelled")]
@@ -248,12 +251,15 @@ class Life(RuleBasedStateMachine):
         for each in which:
             each.begun, each.completions, each.finished_at = [], 0, None
             self.free(each, self.now)
+            if each.parent is not None:
+                each.parent.state, each.parent.finished_at = "waiting", None
+                each.parent.completions = 0
 
     @rule(age=st.sampled_from([0, 5, 20]))
     def purge(self, age: int) -> None:
         limit = self.now - age
-        families = {  # Of which a part is younger.
-            model.first.parent_id
+        open_or_young = {  # A parent ends last.
+            model.first.id
             for model in self.models.values()
             if model.finished_at is None or model.finished_at >= limit
         }
@@ -263,13 +269,11 @@ class Life(RuleBasedStateMachine):
             if model.finished_at is not None
             and model.finished_at < limit
             and model.key is None
-            and (model.first.parent_id or model.first.id) not in families
+            and model.first.parent_id not in open_or_young
         ]
         assert self.outbox.purge(self.now - age) == len(old)
         for model in old:
             del self.models[model.first.id]
-            if model.parent is not None:
-                model.parent.children.remove(model)
 
     @rule(seconds=st.sampled_from([1, 10]))
     def wait(self, seconds: int) -> None:
@@ -351,13 +355,19 @@ class Life(RuleBasedStateMachine):
     def free(self, model: Model, run_at: float) -> None:
         model.state, model.run_at, model.claim = "available", run_at, None
 
-    def finish(self, model: Model, state: str, *, keeps_key: bool = False) -> None:
+    def finish(self, model: Model, state: str) -> None:
         model.state, model.finished_at, model.claim = state, self.now, None
-        if not keeps_key:
-            model.key = None
+        model.key = None
         parent = model.parent
-        if parent is not None and not any(child.is_unfinished for child in parent.children):
-            parent.key = None
+        if (
+            parent is not None
+            and parent.state == "waiting"
+            and not any(child.is_unfinished for child in parent.children)
+        ):
+            states = {child.state for child in parent.children}
+            end = next(each for each in ("cancelled", "discarded", "completed") if each in states)
+            parent.completions = int(end == "completed")
+            self.finish(parent, end)
 
 
 @pytest.fixture(scope="module")

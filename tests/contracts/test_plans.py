@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from async_hooks.outbox import attempts, audiences, claiming
+from async_hooks.outbox import audiences, claiming, groups
 from async_hooks.outbox.schema import deliveries
 from async_hooks.outbox.statements import compiled
 from tests.contracts.outboxes import KNOWN, Outbox, an_outbox
@@ -38,9 +38,10 @@ def outbox(tmp_path_factory: Any) -> Iterator[Outbox]:
             "async_hooks_due (audience=? AND state=? AND queue=? AND priority=? AND run_at<?)",
         ),
         (audiences._NEXT, "async_hooks_newest (audience>?)"),
-        (attempts._UNFINISHED_CHILD, "async_hooks_children (parent_id=? AND state=?)"),
+        (groups._UNFINISHED, "async_hooks_children (parent_id=? AND state=?)"),
+        (groups._CLOSABLE, "async_hooks_due (audience=? AND state=?)"),
     ],
-    ids=["first head", "next priority", "next queue", "due", "next audience", "children"],
+    ids=["first head", "next priority", "next queue", "due", "next audience", "children", "groups"],
 )
 def test_it_is_found_by_a_seek(outbox: Outbox, statement: Any, search: str) -> None:
     assert_seeks(plan_of(outbox, text_of(outbox, statement)), search)
