@@ -501,6 +501,25 @@ def test_cancel_ends_what_waits_and_what_executes(shop: Shop) -> None:
 # -- pause, resume, purge
 
 
+def test_a_launch_is_paused_as_a_whole_and_status_shows_how_far_it_is(shop: Shop) -> None:
+    parent = Envelope(id=new_id(), task="mail", body="{}")
+    children = [parent.for_receiver(name, number) for number, name in enumerate("ab")]
+    shop.store.add([parent, *children])
+    shop.set(children[0].id, state="discarded", finished_at=1e9)
+    assert f"  {parent.id}  1 of 2 done  1 failed\n" in shop.run("status").output
+    [group] = shop.json("status")["groups"]
+    assert (group["id"], group["counts"]) == (parent.id, {"available": 1, "discarded": 1})
+    assert f"{children[1].id} (b: available)" in shop.run("why", parent.id).output
+    paused = shop.run("pause-delivery", parent.id)
+    assert (paused.exit_code, paused.output) == (0, f"Delivery {parent.id} is paused.\n")
+    assert f"{children[1].id} (b: paused)" in shop.run("why", parent.id).output
+    assert shop.run("pause-delivery", parent.id).exit_code == 1
+    assert shop.run("resume-delivery", parent.id).output == f"Delivery {parent.id} is resumed.\n"
+    again = shop.run("resume-delivery", parent.id)
+    assert (again.exit_code, again.stderr) == (1, f"Delivery {parent.id} was not paused.\n")
+    assert "No delivery 'nothing'" in shop.run("resume-delivery", "nothing").stderr
+
+
 def test_pause_and_resume_say_what_they_did(shop: Shop) -> None:
     assert shop.run("pause", "mails").output == "The queue 'mails' is paused.\n"
     assert shop.run("pause", "mails").exit_code == 0

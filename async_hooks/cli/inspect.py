@@ -76,6 +76,7 @@ def status(as_json: bool) -> int:
         "paused": outbox.paused(),
         "oldest_due_seconds": _seconds(outbox.overdue()),
         "relays": [asdict(relay) for relay in outbox.relays()],
+        "groups": [asdict(group) for group in outbox.open_groups()],
         "backlog": [asdict(waiting) for waiting in outbox.backlog()],
         "skew_seconds": outbox.skew(),
         "problems": [*(losses := outbox.losses()), *outbox.orphaned()],
@@ -95,6 +96,9 @@ def _status_in_words(found: dict[str, Any]) -> Iterator[str | Table]:
     yield "Paused       " + (", ".join(found["paused"]) or "none")
     yield "Relays       " + ("" if relays else "none")
     yield Table([_relay_row(relay) for relay in relays], head=4)
+    if found["groups"]:
+        yield "Groups"
+        yield Table([_group_row(group) for group in found["groups"]], head=2)
     yield "Unfinished   " + ("" if backlog else "none")
     yield Table([_backlog_row(waiting) for waiting in backlog], head=2)
     if found["skew_seconds"]:
@@ -121,6 +125,12 @@ def _relay_row(relay: dict[str, Any]) -> list[str]:
         ),
         f"problem: {relay['problem']}" if relay["problem"] else "",
     ]
+
+
+def _group_row(group: dict[str, Any]) -> list[str]:
+    done, failed, total, *_ = group["progress"]
+    trouble = f"{failed} failed" if failed else ""
+    return [f"  {group['id']}", f"{done} of {total} done", trouble]
 
 
 def _backlog_row(waiting: dict[str, Any]) -> list[str]:

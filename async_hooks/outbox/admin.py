@@ -78,6 +78,11 @@ class Outbox(Queries):
         """
         return self._groups.find(launch_id, max_age)
 
+    def open_groups(self, limit: int = 10) -> list[Group]:
+        """Return the newest launches whose parts have not all come to an end."""
+        found = [self.group(row.id) for row in self.rows(limit, states=[DeliveryState.WAITING])]
+        return [group for group in found if group is not None]
+
     def retry(self, delivery_id: str) -> bool:
         """Make a delivery due now and reset its attempts; false if it executes or is gone.
 

@@ -154,9 +154,10 @@ def result_of(database: Database, delivery_id: str) -> Any:
     Where none was reached, what ``run_action`` returned.
     """
     row = database.execute(_RESULT, {"of": delivery_id}).one()
-    kept = json.loads(row.result or _NOTHING) if row is not None else {}
+    text = _NOTHING if row is None else row.result or _NOTHING
+    kept = json.loads(text)
     receiver = kept.get("receiver")
-    return kept.get("result") if receiver is None else {receiver: value_of(row.result)}
+    return kept["result"] if receiver is None else {receiver: value_of(text)}
 
 
 def value_of(text: str | None) -> Any:

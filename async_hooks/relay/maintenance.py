@@ -123,6 +123,7 @@ class Maintenance:
                     has_released = True
                 else:
                     del self._peers[process_id]
+                    self._store.close_all()  # It may have died before it closed a group.
         return has_released
 
     def _rescue(self, process_id: str) -> bool:

@@ -22,6 +22,7 @@ from sqlalchemy import select
 
 from async_hooks import AsyncHooks, AsyncTask, current_envelope
 from async_hooks.current import current_attempt
+from async_hooks.outbox import groups
 from async_hooks.outbox.store import Store
 from async_hooks.relay.claims import Claims
 from async_hooks.signals import (
@@ -61,6 +62,9 @@ class Single(_Numbered):
 @hooks.register
 class Split(_Numbered):
     action = "split"
+
+    def finish(self, result: Any, data: dict[str, Any]) -> None:
+        run("finish", **data)
 
 
 @hooks.receiver("single", name="only")
@@ -186,6 +190,7 @@ def _late(number: int) -> Iterator[str]:
 
 def create_app() -> Flask:
     wrap(Store, "add", before="before-add", after="after-add")
+    wrap(groups, "_close", before="before-close", after="in-close")
     wrap(Loopback, "send", before="before-send")
     wrap(LeanClient, "_send", after="after-send")
     wrap(Claims, "settle", before="before-settle")

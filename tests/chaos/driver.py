@@ -231,7 +231,7 @@ class Chaos:
         began = time.monotonic()
         asked = began
         d = schema.deliveries.c
-        unfinished = select(d.id).where(d.state.in_(("available", "executing"))).limit(1)
+        unfinished = select(d.id).where(d.finished_at.is_(None)).limit(1)
         while True:
             with self.engine.connect() as connection:
                 if connection.execute(unfinished).first() is None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from sqlalchemy import select
 
+from async_hooks.envelope import FINISHED
 from tests.chaos.driver import Chaos
 from tests.chaos.effects import effects
 from tests.chaos.launches import Fate, Launch, Strike
@@ -18,7 +19,10 @@ from tests.chaos.launches import Fate, Launch, Strike
 #: Seconds within which what was frozen has gone on.
 MARGIN = 1.0
 
-RECEIVERS = {"single": ("only",), "split": ("one", "two", "three")}
+#: Seconds after its commit within which a run says that it is kept.
+_AFTER = 5.0
+
+RECEIVERS = {"single": ("only",), "split": ("one", "two", "three", "finish")}
 
 
 @dataclass
@@ -149,6 +153,13 @@ def _examine_launch(report: Report, launch: Launch, rows: list[Any], runs: list[
     ended = {run.receiver for run in runs if run.ended is not None}
     missed = set(RECEIVERS[launch.action]) - ended
     report.lost += [f"lost: {what}: receiver {name} never ended" for name in missed]
+    finishes = [row.id for row in rows if row.receiver == FINISHED]
+    if len(finishes) > 1:
+        report.doubled.append(f"doubled: {what} was finished {len(finishes)} times")
+    began = [run.at for run in runs if run.receiver == "finish"]
+    kept = [run.kept for run in runs if run.receiver != "finish" and run.kept is not None]
+    if began and kept and min(began) < max(kept) - _AFTER:
+        report.ghosts.append(f"ghost: {what} was finished before its last receiver")
 
 
 _SHOWN = (

@@ -47,6 +47,26 @@ def test_a_caller_that_dies_at_the_commit_leaves_all_or_nothing(
         assert len(scenario.rows()) == report.runs == (seam == "after-add")
 
 
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql", "mariadb", "app"])
+@pytest.mark.parametrize("seam", ["before-close", "in-close", "before-send"])
+def test_a_launch_is_finished_once_whoever_dies_between_its_last_receiver_and_its_finish(
+    tmp_path: Path, kind: str, seam: str
+) -> None:
+    with chaos(tmp_path, kind) as scenario:
+        server = scenario.serve(workers=2)
+        if seam == "before-send":
+            scenario.hold.touch()
+            scenario.launch(server, action="split")
+            scenario.wait_for("begin", 3)
+            scenario.order_death(seam)  # The next that is sent is its finish.
+            scenario.hold.unlink()
+        else:
+            scenario.order_death(seam)
+            scenario.launch(server, action="split")
+        record_crash(scenario)
+        settled(scenario)
+
+
 @pytest.mark.parametrize("executor_relays", [True, False])
 @pytest.mark.parametrize("seam", ["before-send", "after-send", "before-settle"])
 def test_a_relay_that_dies_at_a_seam_loses_and_doubles_nothing(
