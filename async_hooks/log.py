@@ -41,7 +41,11 @@ def subscribe() -> None:
     signals.task_succeeded.connect(_succeeded, weak=False)
     signals.task_failed.connect(_failed, weak=False)
     signals.task_discarded.connect(_discarded, weak=False)
+    signals.task_cancelled.connect(_cancelled, weak=False)
     signals.task_rejected.connect(_rejected, weak=False)
+    signals.queue_paused.connect(_paused, weak=False)
+    signals.queue_resumed.connect(_resumed, weak=False)
+    signals.worker_error.connect(_process_died, weak=False)
 
 
 def _started(sender: Any, /, *, envelope: Envelope) -> None:
@@ -71,12 +75,30 @@ def _discarded(sender: Any, /, *, envelope: Envelope, error: str) -> None:
     _log(logging.ERROR, envelope, "was discarded: %s", error)
 
 
+def _cancelled(sender: Any, /, *, envelope: Envelope) -> None:
+    _log(logging.INFO, envelope, "was cancelled.")
+
+
 def _rejected(sender: Any, /, *, envelope: Envelope | None, reason: str) -> None:
     if envelope is not None:  # Not a stranger: the sender will say what came of it.
         _log(logging.INFO, envelope, "was refused: %s", reason)
     elif (unsaid := _strangers.count()) is not None:
         more = f" ({unsaid} more were refused since the last such line.)" if unsaid else ""
         logger.warning("The endpoint refused a request: %s%s", one_line(reason), more)
+
+
+def _paused(sender: Any, /, *, queue: str) -> None:
+    logger.info("Queue %r was paused.", one_line(queue))
+
+
+def _resumed(sender: Any, /, *, queue: str) -> None:
+    logger.info("Queue %r was resumed.", one_line(queue))
+
+
+def _process_died(sender: Any, /, *, name: str, exit_code: int | None, signal: int | None) -> None:
+    # The supervisor, which has no app, has said so where it could: its standard error.
+    how = f"exited with code {exit_code}" if signal is None else f"was killed by signal {signal}"
+    logger.warning("Worker %r continues after its process %s.", name, how)
 
 
 def _log(

@@ -24,9 +24,13 @@ task_succeeded = _signals.signal("task_succeeded")
 task_failed = _signals.signal("task_failed")
 task_retrying = _signals.signal("task_retrying")
 task_discarded = _signals.signal("task_discarded")
+task_cancelled = _signals.signal("task_cancelled")
 task_rejected = _signals.signal("task_rejected")
+queue_paused = _signals.signal("queue_paused")
+queue_resumed = _signals.signal("queue_resumed")
 worker_started = _signals.signal("worker_started")
 worker_stopped = _signals.signal("worker_stopped")
+worker_error = _signals.signal("worker_error")
 
 
 def send(signal: Signal, app: Flask, /, **facts: Any) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from click.testing import Result
-from flask import Flask
+from flask import Flask, current_app
 from sqlalchemy import update
 
 from async_hooks import AsyncHooks, AsyncTask, async_signal
@@ -25,6 +25,7 @@ from async_hooks.envelope import Envelope, new_id
 from async_hooks.host.runtime_dir import runtime_dir
 from async_hooks.outbox import schema, tables
 from async_hooks.outbox.processes import BATCH, Processes
+from async_hooks.signals import queue_paused, queue_resumed, task_cancelled
 from async_hooks.state import state_of
 from tests.support.apps import make_app, make_task, plain_app
 from tests.support.databases import KINDS, fresh_database
@@ -422,6 +423,35 @@ def test_why_exits_with_1_where_there_is_no_such_delivery(shop: Shop) -> None:
     assert shop.json("why", "nothing", code=1)["state"] is None
 
 
+# -- pause and resume
+
+
+def test_a_pause_and_its_end_are_told_where_they_change_something(
+    anywhere: Shop, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "async_hooks")
+    anywhere.run("init-db")
+    told: list[str] = []
+
+    def paused(sender: Flask, *, queue: str) -> None:
+        told.append(f"{queue} paused by {current_app.name}")
+
+    def resumed(sender: Flask, *, queue: str) -> None:
+        told.append(f"{queue} resumed by {current_app.name}")
+
+    with (
+        queue_paused.connected_to(paused, anywhere.app),
+        queue_resumed.connected_to(resumed, anywhere.app),
+    ):
+        anywhere.run("resume", "mails")
+        assert told == []
+        for command in ("pause", "pause", "resume", "resume"):
+            anywhere.run(command, "mails")
+    assert told == ["mails paused by tests.app", "mails resumed by tests.app"]
+    lines = [line for line in caplog.messages if line.startswith("Queue")]
+    assert lines == ["Queue 'mails' was paused.", "Queue 'mails' was resumed."]
+
+
 # -- retry and cancel
 
 
@@ -484,6 +514,34 @@ def test_many_are_done_in_steps_that_show_how_far_they_are(shop: Shop) -> None:
     ]
     assert f"Retried {number}" in shop.run("retry", "--state", "cancelled", "--yes").output
     assert shop.json("status")["counts"]["available"] == number
+
+
+def test_each_delivery_that_a_cancel_ended_is_told(
+    anywhere: Shop, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "async_hooks")
+    anywhere.run("init-db")
+    parent, failed = anywhere.add(), anywhere.discarded()
+    child = anywhere.add(receiver="crm", parent_id=parent)
+    anywhere.set(parent, state="completed", finished_at=1e9)
+    several = [anywhere.add(queue="mails") for _ in range(3)]
+    told: list[tuple[str, str | None]] = []
+
+    def cancelled(sender: Flask, *, envelope: Envelope) -> None:
+        assert anywhere.state(envelope.id) == "cancelled"  # It is committed.
+        assert sender is anywhere.app is current_app._get_current_object()  # type: ignore[attr-defined]
+        told.append((envelope.id, envelope.receiver))
+
+    with task_cancelled.connected_to(cancelled, anywhere.app):
+        anywhere.run("cancel", parent, failed, "nothing")
+        assert told == [(child, "crm")]
+        anywhere.run("cancel", "--state", "available", "--queue", "mails", "--yes")
+        anywhere.run("cancel", parent, *several)
+    assert told == [(child, "crm"), *((one, None) for one in several)]
+    line = f"Task 'mail', receiver 'crm' (envelope {child}, attempt 0) was cancelled."
+    assert [record.levelname for record in caplog.records if record.getMessage() == line] == [
+        "INFO"
+    ]
 
 
 def test_cancel_ends_what_waits_and_what_executes(shop: Shop) -> None:

@@ -20,7 +20,7 @@ from flask import Flask, current_app, g, request
 from async_hooks import AsyncTask, current_envelope
 from async_hooks.cli import cli
 from async_hooks.errors import ConfigError, OutboxRequired, OutboxUnavailable
-from async_hooks.signals import worker_started, worker_stopped
+from async_hooks.signals import worker_error, worker_started, worker_stopped
 from async_hooks.state import state_of
 from async_hooks.worker.supervisor import AT_ONCE, FAILED, MISCONFIGURED, OK, Child, supervise
 from async_hooks.worker.worker import Exit, Options, Work
@@ -186,6 +186,36 @@ def test_its_signals_are_sent_in_an_app_context(shop: Shop) -> None:
     assert said == [("started", "tests.app", facts), ("stopped", "tests.app", facts)]
 
 
+@pytest.mark.parametrize(
+    ("died", "facts"),
+    [(-9, {"exit_code": None, "signal": 9}), (0, {"exit_code": 0, "signal": None})],
+)
+def test_a_death_before_it_is_told_before_it_starts(
+    died: int, facts: dict[str, Any], shop: Shop, caplog: pytest.LogCaptureFixture
+) -> None:
+    said: list[Any] = []
+
+    def error(sender: Flask, **facts: Any) -> None:
+        said.append((current_app.name, facts))
+
+    def started(sender: Flask, **facts: Any) -> None:
+        said.append("started")
+
+    shop.add(1)
+    with (
+        worker_error.connected_to(error, shop.app),
+        worker_started.connected_to(started, shop.app),
+    ):
+        assert Work(shop.app, ONCE).run(died) is Exit.FAILED
+        assert shop.ran == []
+        assert Work(shop.app, DRAIN).run(died) is Exit.DONE
+        assert shop.ran == [1]
+    told = ("tests.app", {"name": "w1", **facts})
+    assert said == [told, told, "started"]
+    how = "was killed by signal 9" if died else "exited with code 0"
+    assert f"Worker 'w1' continues after its process {how}." in caplog.messages
+
+
 def test_told_to_end_it_gives_back_what_waits(shop: Shop, facts: Facts) -> None:
     def outlast() -> None:
         relay: Any = state_of(shop.app).relay
@@ -233,8 +263,11 @@ class Children:
         self.commands = commands
         self.meanwhile = meanwhile
         self.started = 0
+        #: What each was told of the one before it.
+        self.told: list[int | None] = []
 
-    def __call__(self) -> Child:
+    def __call__(self, died: int | None) -> Child:
+        self.told.append(died)
         command = self.commands[min(self.started, len(self.commands) - 1)]
         self.started += 1
         self.meanwhile(self.started)
@@ -291,6 +324,7 @@ def test_a_new_child_follows_a_used_up_and_a_crashed_one() -> None:
     children = Children(more, "kill -9 $$", more, "exit 0", "none", done)
     assert supervise(children, DRAIN) == OK
     assert children.started == 6
+    assert children.told == [None, None, -9, None, 0, 0]  # Each death is told once, to who began.
     assert len(os.listdir("/proc/self/fd")) == open_before
 
 
@@ -311,15 +345,33 @@ def test_an_exit_code_that_the_child_did_not_announce_is_a_crash(
 ) -> None:
     children = Children(command, ends(Exit.DONE))
     assert supervise(children, options) == (FAILED if options.once else OK)
-    assert children.started == (1 if options.once else 2)
+    assert children.started == 2
+    [_, died] = children.told
+    assert died is not None
+    assert how == (f"by signal {-died}" if died < 0 else f"with code {died}")
     assert caplog.messages == [f"Worker 'w1': its process ended {how}."]
 
 
-def test_a_crash_is_the_failure_of_once(caplog: pytest.LogCaptureFixture) -> None:
-    children = Children("kill -9 $$")
+@pytest.mark.parametrize("teller", [ends(Exit.FAILED), ends(Exit.MISCONFIGURED), "kill -9 $$"])
+def test_a_crash_is_the_failure_of_once_whatever_becomes_of_who_tells_of_it(
+    teller: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    children = Children("kill -9 $$", teller)
     assert supervise(children, ONCE) == FAILED
-    assert children.started == 1
+    assert children.told == [None, -9]
     assert caplog.messages == ["Worker 'w1': its process ended by signal 9."]
+
+
+def test_a_death_is_told_by_the_first_child_that_can_load_the_app() -> None:
+    def end_with_the_last(started: int) -> None:
+        if started == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    unloadable = ends(Exit.MISCONFIGURED)
+    commands = (ends(Exit.RESTART), "exit 3", unloadable, "none", "sleep 60")
+    children = Children(*commands, meanwhile=end_with_the_last)
+    assert supervise(children, NAMED) == OK
+    assert children.told == [None, None, 3, 3, 3]
 
 
 def test_an_app_that_can_not_be_loaded_ends_the_worker_only_at_its_start() -> None:

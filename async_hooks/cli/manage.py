@@ -174,9 +174,7 @@ def resume(queue: str) -> None:
 
     Exits with 0, with 1 if the database can't be used, with 2 if the app has no outbox.
     """
-    outbox = needed_outbox()
-    was_paused = queue in outbox.paused()
-    outbox.resume(queue)
+    was_paused = needed_outbox().resume(queue)
     say(f"The queue {queue!r} {'is resumed' if was_paused else 'was not paused'}.")
 
 

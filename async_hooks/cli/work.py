@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
+from functools import partial
 from typing import Any
 
 import click
@@ -67,7 +68,7 @@ def worker(context: click.Context, /, queues: tuple[str, ...], **chosen: Any) ->
     options = Options(queues=list(queues) or None, **chosen)
     if options.fresh or options.once:
         options = options._replace(quota=1)
-    child_end = os.environ.pop(CHILD, None)
+    given = os.environ.pop(CHILD, None)
 
     def make_work() -> Work:
         app = context.ensure_object(ScriptInfo).load_app()
@@ -75,12 +76,12 @@ def worker(context: click.Context, /, queues: tuple[str, ...], **chosen: Any) ->
             needed_outbox()
         return Work(app, options)
 
-    if child_end is not None:
-        return work_as_child(make_work, int(child_end))
+    if given is not None:
+        return work_as_child(make_work, *map(int, given.split()))
     if not options.fresh:
-        return supervise(lambda: forked(make_work), options)
+        return supervise(partial(forked, make_work), options)
     # A test's runner, say, is not what to start again.
     if not {"async-hooks", "worker"} <= set(sys.argv):
         raise click.UsageError("--fresh works only from a command line.")
     command = [sys.executable, *sys.orig_argv[1:]]
-    return supervise(lambda: started_anew(command), options)
+    return supervise(partial(started_anew, command), options)

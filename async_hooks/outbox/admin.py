@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from datetime import timedelta
 from typing import Any
 
@@ -12,6 +13,7 @@ from ..delivery import UNFINISHED, Delivery, DeliveryState, Group
 from ..envelope import Envelope
 from ..host.liveness import ProcessLock
 from ..receivers import kinds_of, options_of
+from ..signals import queue_paused, queue_resumed, send_in_context, task_cancelled
 from ..state import state_of
 from ..validation import checked, seconds
 from . import audiences, schema
@@ -20,6 +22,7 @@ from .groups import Groups
 from .processes import Processes, ProcessRow
 from .queries import Queries
 from .report import Backlog, Health, RelaySeen, lateness, moment, problem_of, reason
+from .rows import envelope_of
 from .shown import delivery_of
 from .store import Store
 
@@ -108,10 +111,31 @@ class Outbox(Queries):
         self._wake()
         return done
 
-    def resume(self, queue: str) -> None:
-        """Let what waits in ``queue`` begin again."""
-        super().resume(queue)
-        self._wake()
+    def cancel_batch(self, ids: Collection[str]) -> list[Any]:
+        """Do as :class:`.Queries` does, and tell it of each."""
+        ended = super().cancel_batch(ids)
+        for row in ended:
+            envelope, _ = envelope_of(row, lease=None, attempt=row.attempts)
+            send_in_context(task_cancelled, self._app, envelope=envelope)
+        return ended
+
+    def pause(self, queue: str) -> bool:
+        """Let no process take more of ``queue``, until it is resumed; false if it was paused.
+
+        What a process has claimed already still begins.
+        """
+        was_open = super().pause(queue)
+        if was_open:
+            send_in_context(queue_paused, self._app, queue=queue)
+        return was_open
+
+    def resume(self, queue: str) -> bool:
+        """Let what waits in ``queue`` begin again; false if it was not paused."""
+        was_paused = super().resume(queue)
+        if was_paused:
+            send_in_context(queue_resumed, self._app, queue=queue)
+            self._wake()
+        return was_paused
 
     @property
     def version(self) -> int:

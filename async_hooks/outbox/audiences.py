@@ -10,7 +10,7 @@ from .claiming import paused
 from .connections import Connection
 from .database import Database
 from .engines import TAKE_LONG
-from .queries import PAUSE
+from .pauses import PAUSE
 from .schema import deliveries, pauses, processes
 
 _d = deliveries.c

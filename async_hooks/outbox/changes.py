@@ -79,17 +79,18 @@ def retry(
 
 def cancel(
     connection: Connection, ids: Collection[str], is_ours: ColumnElement[bool], now: float
-) -> tuple[int, set[str]]:
+) -> tuple[list[Any], set[str]]:
     """End ``ids`` and their children, whatever they do now.
 
-    Return how many, and which parents may have to be closed.
+    Return their rows, and which parents may have to be closed.
     """
     # They themselves first: one may be about to become several.
     lock = select(_d.id, _d.parent_id, _d.state).where(_d.id.in_(ids), is_ours).order_by(_d.id)
     found = connection.execute(lock.with_for_update()).rows
+    which = and_(is_ours, or_(_d.id.in_(ids), _d.parent_id.in_(ids)), _d.state.in_(_ENDING))
     end = (
         update(deliveries)
-        .where(is_ours, or_(_d.id.in_(ids), _d.parent_id.in_(ids)), _d.state.in_(_ENDING))
+        .where(which)
         .values(
             state=DeliveryState.CANCELLED.value,
             # Who runs it stays in the row until then: its thread can't be stopped.
@@ -99,7 +100,9 @@ def cancel(
             unique_key=None,
         )
     )
-    ended = connection.execute(end).rowcount
+    ending = select(deliveries).where(which).order_by(_d.id).with_for_update()
+    ended = connection.execute(ending).rows
+    connection.execute(end)
     parents = {row.parent_id for row in found if row.parent_id is not None}
     return ended, parents | {row.id for row in found if row.state == DeliveryState.WAITING}
 

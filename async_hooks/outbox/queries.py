@@ -14,16 +14,14 @@ from . import changes, groups
 from .claiming import paused, queue_heads
 from .connections import Connection
 from .database import Database
+from .pauses import pause, resume
 from .processes import BATCH
 from .rows import shown_state
-from .schema import deliveries, pauses
-from .statements import InsertMissing
+from .schema import deliveries
 
 _d = deliveries.c
 #: What executes is left alone.
 _RETRIABLE = [state.value for state in DeliveryState if state is not DeliveryState.EXECUTING]
-#: Adds a row of the queues that are paused.
-PAUSE = InsertMissing(pauses)
 
 
 class Queries:
@@ -113,14 +111,15 @@ class Queries:
 
         An attempt that runs can't be stopped; its result is ignored.
         """
-        return self.cancel_batch([delivery_id]) > 0
+        return bool(self.cancel_batch([delivery_id]))
 
     def cancelling(self, states: Collection[str], **equal: str | None) -> Iterator[int]:
         """Cancel those that all of these fit, in short transactions; return how many each ended."""
-        return self._in_batches(self._where(equal, states=states), self.cancel_batch)
+        where = self._where(equal, states=states)
+        return self._in_batches(where, lambda ids: len(self.cancel_batch(ids)))
 
-    def cancel_batch(self, ids: Collection[str]) -> int:
-        """End those of ``ids``, and their children, whatever they do now; return how many."""
+    def cancel_batch(self, ids: Collection[str]) -> list[Any]:
+        """End those of ``ids``, and their children, whatever they do now; return their rows."""
         ended, parents = self._database.transaction(
             lambda c: changes.cancel(c, ids, self._is_ours(), self._now())
         )
@@ -175,19 +174,16 @@ class Queries:
         """Return how many a purge would delete."""
         return self._count(self._finished(older_than))
 
-    def pause(self, queue: str) -> None:
-        """Let no process take more of ``queue``, until it is resumed.
+    def pause(self, queue: str) -> bool:
+        """Let no process take more of ``queue``, until it is resumed; false if it was paused.
 
         What a process has claimed already still begins.
         """
-        for audience in self._audiences:  # An older process of ours may know one of them only.
-            row = {"audience": audience, "queue": queue, "paused_at": self._now()}
-            self._database.execute(PAUSE, row, repeatable=True)
+        return pause(self._database, self._audiences, queue, self._now())
 
-    def resume(self, queue: str) -> None:
-        """Let what waits in ``queue`` begin again."""
-        ours = and_(pauses.c.queue == queue, pauses.c.audience.in_(self._audiences))
-        self._database.execute(delete(pauses).where(ours), repeatable=True)
+    def resume(self, queue: str) -> bool:
+        """Let what waits in ``queue`` begin again; false if it was not paused."""
+        return resume(self._database, self._audiences, queue)
 
     # -- which
 

@@ -29,8 +29,11 @@ ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 logger = logging.getLogger("async_hooks")
 
 
-def work_as_child(make_work: Callable[[], Work], child_end: int) -> int:
-    """Run deliveries in this process, a child, until it is told to end or its parent dies."""
+def work_as_child(make_work: Callable[[], Work], child_end: int, died: int | None = None) -> int:
+    """Run deliveries in this process, a child, until it is told to end or its parent dies.
+
+    ``died`` is the exit code of the child before it, if that died.
+    """
     os.set_inheritable(child_end, False)
     # Ignored, because a terminal sends them to both processes: the parent forwards them.
     for number in (signal.SIGINT, signal.SIGHUP):
@@ -57,7 +60,7 @@ def work_as_child(make_work: Callable[[], Work], child_end: int) -> int:
     signal.signal(signal.SIGTERM, end_soon)
     threading.Thread(target=end_with_parent, name="async_hooks-parent", daemon=True).start()
     try:
-        code = work.run()
+        code = work.run(died)
     except OutboxUnavailable as error:
         _show(error)
         code = Exit.FAILED

@@ -17,6 +17,7 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from types import FrameType
 from typing import Any, NamedTuple
 
@@ -35,12 +36,13 @@ _PAUSE, _LONGEST_PAUSE, _LONGEST_PAUSE_MISCONFIGURED = 0.1, 2.0, 10.0
 #: A child that died within these seconds died early.
 _EARLY = 10.0
 
-#: The environment variable by which a child that was not forked finds its end of the pair.
+#: The environment variable by which a child that was not forked finds its end of the pair, and the
+#: exit code of the child before it, if that died.
 CHILD = "ASYNC_HOOKS_WORKER_PIPE"
 
 logger = logging.getLogger("async_hooks")
 
-_EXIT_CODES: dict[Exit | str, int] = {
+_EXIT_CODES: dict[Exit | None, int] = {
     Exit.DONE: OK,
     Exit.FAILED: FAILED,
     Exit.MISCONFIGURED: MISCONFIGURED,
@@ -63,27 +65,34 @@ class Child(NamedTuple):
             return None
 
 
-def supervise(start: Callable[[], Child], options: Options) -> int:
-    """Keep one child running, made by ``start``; return the worker's exit code."""
+def supervise(start: Callable[[int | None], Child], options: Options) -> int:
+    """Keep one child running, made by ``start``; return the worker's exit code.
+
+    ``start`` is given the exit code of the child before it, if that died and nobody was told.
+    """
     pause, is_first = 0.0, True
+    died: int | None = None
     with SignalForwarder() as forwarder:
         while not forwarder.count:
             began = time.monotonic()
-            ending = _run_child(start, forwarder)
+            ending, code = _run_child(partial(start, died), forwarder)
             if forwarder.count:
                 return AT_ONCE if forwarder.count > 1 else _EXIT_CODES.get(ending, OK)
+            if options.once and died is not None:
+                return FAILED
             is_misconfigured = ending is Exit.MISCONFIGURED
             never_worked = is_misconfigured and is_first
             if ending in _EXIT_CODES and (options.ends_by_itself or never_worked):
                 return _EXIT_CODES[ending]
             is_first = False
             if ending in (Exit.RESTART, Exit.DONE):
-                pause = 0.0
+                pause, died = 0.0, None
                 continue
-            what = f"with code {ending.value}" if isinstance(ending, Exit) else ending
-            logger.error("Worker %r: its process ended %s.", options.name, what)
-            if options.once:
+            logger.error("Worker %r: its process ended %s.", options.name, _in_words(code))
+            if options.once and code is None:
                 return FAILED
+            if ending is None and code is not None:
+                died = code
             is_early = time.monotonic() - began < _EARLY
             longest = _LONGEST_PAUSE_MISCONFIGURED if is_misconfigured else _LONGEST_PAUSE
             pause = min(max(2 * pause, _PAUSE), longest) if is_early else 0.0
@@ -93,18 +102,23 @@ def supervise(start: Callable[[], Child], options: Options) -> int:
     return OK
 
 
-def _run_child(start: Callable[[], Child], forwarder: SignalForwarder) -> Exit | str:
-    """Return how a child said that it ends; of one that did not, by which signal or code it did."""
+def _run_child(
+    start: Callable[[], Child], forwarder: SignalForwarder
+) -> tuple[Exit | None, int | None]:
+    """Return how a child said that it ends, None if it did not, and its exit code.
+
+    That is negative if a signal ended it, and None if no child could be started.
+    """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)  # Until it can be forwarded.
     try:
         if forwarder.count:
-            return Exit.DONE
+            return Exit.DONE, None
         forwarder.child = child = start()
         if forwarder.count:  # Another thread got the signal, while this one blocked it.
             forwarder.forward(child)
     except OSError:
         logger.exception("Worker: no process can be started.")
-        return "before it began"
+        return None, None
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     _, status = os.waitpid(child.pid, 0)
@@ -112,8 +126,12 @@ def _run_child(start: Callable[[], Child], forwarder: SignalForwarder) -> Exit |
     code = os.waitstatus_to_exitcode(status)
     ending = child.said()
     os.close(child.parent_end)
-    if ending is not None and ending == code:
-        return ending
+    return ending if ending == code else None, code
+
+
+def _in_words(code: int | None) -> str:
+    if code is None:
+        return "before it began"
     return f"by signal {-code}" if code < 0 else f"with code {code}"
 
 
@@ -148,7 +166,7 @@ class SignalForwarder:
             os.kill(child.pid, signal.SIGTERM if self.count == 1 else signal.SIGKILL)
 
 
-def forked(make_work: Callable[[], Work]) -> Child:
+def forked(make_work: Callable[[], Work], died: int | None) -> Child:
     """Start a child by a fork: it shares what this process has loaded."""
     flush()
     parent_end, child_end = _pair()
@@ -164,19 +182,20 @@ def forked(make_work: Callable[[], Work]) -> Child:
     code = FAILED
     try:
         os.close(parent_end)
-        code = work_as_child(make_work, child_end)
+        code = work_as_child(make_work, child_end, died)
     except BaseException:
         logger.exception("Worker: its process failed.")
     finally:
         leave(code)
 
 
-def started_anew(command: Sequence[str]) -> Child:
+def started_anew(command: Sequence[str], died: int | None) -> Child:
     """Start a child by ``command``: it loads the code as it is now."""
     parent_end, child_end = _pair()
     os.set_inheritable(child_end, True)
     try:
-        environ = {**os.environ, CHILD: str(child_end)}
+        facts = [child_end] if died is None else [child_end, died]
+        environ = {**os.environ, CHILD: " ".join(map(str, facts))}
         # Blocked while Python starts, because it would answer them with a traceback.
         mask = (signal.SIGINT, signal.SIGHUP)
         pid = os.posix_spawn(command[0], list(command), environ, setsigmask=mask)

@@ -22,7 +22,7 @@ from ..relay.claims import OutboxRelay
 from ..relay.process import POLL, Process
 from ..relay.relay import report_overdue
 from ..relay.share import Share
-from ..signals import send_in_context, worker_started, worker_stopped
+from ..signals import send_in_context, worker_error, worker_started, worker_stopped
 from ..state import KEY, State, is_under_test, state_of
 from ..transports.in_process import InProcess
 from ..validation import needs_outbox
@@ -108,8 +108,11 @@ class Work:
         )
         self._state: State = replace(state, relay=self._relay, process=process)
 
-    def run(self) -> Exit:
+    def run(self, died: int | None = None) -> Exit:
         """Work until the end, and say which it was.
+
+        ``died`` is the exit code of the process before this one, if that died: negative if a signal
+        ended it. With ``once``, this one only tells of it: that was the delivery.
 
         :raises OutboxUnavailable: if that can't be used at the start, and there is no waiting.
         """
@@ -117,6 +120,13 @@ class Work:
         app.extensions[KEY] = self._state
         if options.ends_by_itself:
             self._state.outbox.paused()  # Any look at the database.
+        if died is not None:
+            how = {"exit_code": died, "signal": None}
+            if died < 0:
+                how = {"exit_code": None, "signal": -died}
+            send_in_context(worker_error, app, name=options.name, **how)
+            if options.once:
+                return Exit.FAILED
         facts: dict[str, Any] = {"name": options.name, "queues": options.queues}
         send_in_context(worker_started, app, **facts)
         self._relay.start()

@@ -223,11 +223,11 @@ def test_kinds_that_differ_only_in_case_are_two(outbox: Outbox) -> None:
 
 def test_a_paused_queue_is_left_alone_until_it_is_resumed(outbox: Outbox) -> None:
     paused, other = outbox.added(queue="mail"), outbox.added()
-    for _ in range(2):  # Twice is as good as once.
-        outbox.queries.pause("mail")
+    # Twice is as good as once, and is told apart.
+    assert [outbox.queries.pause("mail") for _ in range(2)] == [True, False]
     assert outbox.queries.paused() == ["mail"]
     assert ids(outbox.claim()) == [other.id]
-    outbox.queries.resume("mail")
+    assert [outbox.queries.resume("mail") for _ in range(2)] == [True, False]
     assert ids(outbox.claim()) == [paused.id]
 
 
@@ -385,7 +385,8 @@ def test_a_pause_holds_for_every_name_of_an_app(outbox: Outbox) -> None:
     outbox.queries.pause("default")
     latter = renamed.added()
     assert renamed.claim() == []
-    renamed.queries.resume("default")
+    assert not renamed.queries.pause("default")
+    assert renamed.queries.resume("default")
     assert ids(renamed.claim()) == [latter.id]
     renamed.queries.pause("default")
     outbox.added()
@@ -700,6 +701,19 @@ def test_many_are_retried_but_no_parent_for_its_children(outbox: Outbox) -> None
     done = outbox.queries.retry_batch(ids, states)
     assert done == 2
     assert outbox.state(parent.id) == "waiting"
+
+
+def test_a_cancel_returns_what_it_ended_and_nothing_else(outbox: Outbox) -> None:
+    parent, waiting, other = outbox.begun(), outbox.added(run_at=NOW + 9), outbox.begun()
+    one, two = outbox.split(parent, "one", "two")
+    assert outbox.complete(one)
+    ended = outbox.queries.cancel_batch([parent.id, waiting.id])
+    assert {(row.id, row.receiver, row.attempts) for row in ended} == {
+        (two.id, "two", 1),
+        (waiting.id, "", 0),
+    }
+    assert outbox.queries.cancel_batch([parent.id, waiting.id]) == []
+    assert outbox.state(other.id) == "executing"
 
 
 def test_what_is_cancelled_is_finished_and_nobodys(outbox: Outbox) -> None:

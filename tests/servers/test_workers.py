@@ -328,6 +328,23 @@ def test_an_exit_code_of_a_receivers_own_is_a_crash(shop: Shop, options: list[st
     for code in endings.values():
         assert worker.log.count(f"its process ended with code {code}.") == 1
     assert worker.notes("inherited")[0]["inherited"] == 0
+    told = [(line["exit_code"], line["signal"], line["app"]) for line in worker.notes("died")]
+    assert told == [(code, None, "workshop") for code in endings.values()]
+
+
+@pytest.mark.parametrize("options", [[], ["--once"], ["--fresh"]], ids=["forked", "once", "fresh"])
+def test_a_death_is_told_by_the_process_that_follows(shop: Shop, options: list[str]) -> None:
+    shop.add(1, "kill")
+    worker = shop.worker("--name", "w1", *options, SITE_ASYNC_HOOKS_MAX_CRASHES="1")
+    [line] = worker.wait_for("died", 1)
+    assert (line["died"], line["exit_code"], line["signal"]) == ("w1", None, 9)
+    assert line["pid"] != worker.notes("begun")[0]["pid"]
+    if options == ["--once"]:
+        assert worker.process.wait(BOUND) == 1
+    else:
+        worker.wait_for("started", 2)
+        worker.stop()
+    assert len(worker.notes("died")) == 1
 
 
 @pytest.mark.parametrize("code", ["done", "failed", "misconfigured", "used up"])

@@ -19,7 +19,7 @@ from typing import Any
 from flask import Flask, current_app
 
 from async_hooks import AsyncHooks, AsyncTask, current_envelope
-from async_hooks.signals import worker_started, worker_stopped
+from async_hooks.signals import worker_error, worker_started, worker_stopped
 from async_hooks.state import state_of
 
 hooks = AsyncHooks()
@@ -128,6 +128,10 @@ def create_app() -> Flask:
     def stopped(sender: Flask, *, name: str, queues: list[str] | None) -> None:
         note(stopped=name, queues=queues, app=current_app.name)
 
+    def error(sender: Flask, *, name: str, exit_code: int | None, signal: int | None) -> None:
+        note(died=name, exit_code=exit_code, signal=signal, app=current_app.name)
+
+    worker_error.connect(error, weak=False)
     worker_started.connect(started, weak=False)
     worker_stopped.connect(stopped, weak=False)
     return make_app(os.environ["FOLDER"])
