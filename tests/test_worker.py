@@ -421,6 +421,27 @@ def test_two_signals_kill_the_child() -> None:
     assert supervise(Children(deaf, meanwhile=tell_twice), NAMED) == AT_ONCE
 
 
+def test_its_time_counts_over_all_its_children_and_is_no_signal_of_anybodys() -> None:
+    def tell_the_second(started: int) -> None:
+        if started == 2:
+            os.kill(os.getpid(), signal.SIGALRM)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    slow = f"trap '{says(Exit.RESTART)}; exit 83' TERM; sleep 60 & wait"
+    children = Children(ends(Exit.RESTART), slow, meanwhile=tell_the_second)
+    before = signal.getsignal(signal.SIGALRM)
+    assert supervise(children, NAMED._replace(max_time=3600)) == OK
+    assert children.started == 2
+    assert signal.getsignal(signal.SIGALRM) == before
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+
+
+def test_when_its_time_is_over_the_child_is_told_to_end() -> None:
+    children = Children(ends(Exit.RESTART))  # Replaced for ever.
+    assert supervise(children, NAMED._replace(max_time=0.2)) == OK
+    assert supervise(Children("sleep 60"), NAMED._replace(max_time=0.2)) == OK
+
+
 def test_a_signal_between_two_children_starts_no_other(caplog: pytest.LogCaptureFixture) -> None:
     class Tells(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:

@@ -46,6 +46,7 @@ def _host_and_pid() -> str:
 @click.option("--fresh", is_flag=True, help="New process, with the current code, per delivery.")
 @click.option("--max-deliveries", "quota", type=count, help="Restart after this many deliveries.")
 @click.option("--max-rss", type=count, metavar="MIB", help="Restart when memory exceeds this.")
+@click.option("--max-time", type=period, metavar="SECONDS", help="End after this long, or e.g. 1h.")
 @click.option(
     "--kill-overdue",
     type=period,
@@ -65,6 +66,8 @@ def worker(context: click.Context, /, queues: tuple[str, ...], **chosen: Any) ->
     can't use the database, with 2 if there is no app or it has no outbox, and with 130 if it was
     ended at once.
     """
+    if chosen["max_time"] == 0:
+        raise click.BadParameter("expected more than 0 seconds", param_hint="'--max-time'")
     options = Options(queues=list(queues) or None, **chosen)
     if options.fresh or options.once:
         options = options._replace(quota=1)

@@ -23,8 +23,8 @@ from ..log import one_line
 from ..texts import log_exception
 from .worker import Exit, Work
 
-#: The signals that end a worker.
-ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+#: The signals that end a worker; the last one is its own alarm.
+ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGALRM)
 
 logger = logging.getLogger("async_hooks")
 
@@ -38,7 +38,8 @@ def work_as_child(make_work: Callable[[], Work], child_end: int, died: int | Non
     # Ignored, because a terminal sends them to both processes: the parent forwards them.
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Nothing runs yet.
+    for number in (signal.SIGTERM, signal.SIGALRM):
+        signal.signal(number, signal.SIG_DFL)  # Nothing runs yet.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # Output is seen at once, also in a file.

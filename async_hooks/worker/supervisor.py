@@ -72,11 +72,11 @@ def supervise(start: Callable[[int | None], Child], options: Options) -> int:
     """
     pause, is_first = 0.0, True
     died: int | None = None
-    with SignalForwarder() as forwarder:
-        while not forwarder.count:
+    with SignalForwarder(options.max_time) as forwarder:
+        while not forwarder.is_ending:
             began = time.monotonic()
             ending, code = _run_child(partial(start, died), forwarder)
-            if forwarder.count:
+            if forwarder.is_ending:
                 return AT_ONCE if forwarder.count > 1 else _EXIT_CODES.get(ending, OK)
             if options.once and died is not None:
                 return FAILED
@@ -97,7 +97,7 @@ def supervise(start: Callable[[int | None], Child], options: Options) -> int:
             longest = _LONGEST_PAUSE_MISCONFIGURED if is_misconfigured else _LONGEST_PAUSE
             pause = min(max(2 * pause, _PAUSE), longest) if is_early else 0.0
             again = time.monotonic() + pause
-            while not forwarder.count and time.monotonic() < again:
+            while not forwarder.is_ending and time.monotonic() < again:
                 time.sleep(0.05)
     return OK
 
@@ -111,10 +111,10 @@ def _run_child(
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)  # Until it can be forwarded.
     try:
-        if forwarder.count:
+        if forwarder.is_ending:
             return Exit.DONE, None
         forwarder.child = child = start()
-        if forwarder.count:  # Another thread got the signal, while this one blocked it.
+        if forwarder.is_ending:  # Another thread got the signal, while this one blocked it.
             forwarder.forward(child)
     except OSError:
         logger.exception("Worker: no process can be started.")
@@ -136,34 +136,47 @@ def _in_words(code: int | None) -> str:
 
 
 class SignalForwarder:
-    """Forwards the signals that end the parent to its child; the second one kills the child."""
+    """Forwards the signals that end the parent to its child; the second one kills the child.
 
-    def __init__(self) -> None:
+    After ``max_time`` seconds, its own alarm ends the child as the first one does.
+    """
+
+    def __init__(self, max_time: float | None = None) -> None:
         self.child: Child | None = None
         self.count = 0
+        self.is_ending = False
+        self._max_time = max_time
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> SignalForwarder:
         for number in ENDING:
             # A signal that is ignored stays ignored, as under nohup or a shell's '&'.
-            if number == signal.SIGTERM or signal.getsignal(number) != signal.SIG_IGN:
+            if (
+                number in (signal.SIGTERM, signal.SIGALRM)
+                or signal.getsignal(number) != signal.SIG_IGN
+            ):
                 self._before[number] = signal.signal(number, self._handle)
         # If it were ignored, as whoever starts us may have it, no child could be waited for.
         self._before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        if self._max_time is not None:
+            signal.setitimer(signal.ITIMER_REAL, self._max_time)  # No child inherits it.
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._max_time is not None:
+            signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        self.count += 1
+        self.is_ending = True
+        self.count += number != signal.SIGALRM
         if self.child is not None:
             self.forward(self.child)
 
     def forward(self, child: Child) -> None:
         with suppress(ProcessLookupError):  # It has ended just now.
-            os.kill(child.pid, signal.SIGTERM if self.count == 1 else signal.SIGKILL)
+            os.kill(child.pid, signal.SIGTERM if self.count < 2 else signal.SIGKILL)
 
 
 def forked(make_work: Callable[[], Work], died: int | None) -> Child:

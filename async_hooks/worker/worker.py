@@ -42,7 +42,8 @@ class Exit(IntEnum):
 class Options(NamedTuple):
     """``queues`` are worked in that order, None means all as one. ``quota`` deliveries end a child.
 
-    So do more than ``max_rss`` MiB of memory. ``once`` ends after one delivery, ``drain`` when
+    So do more than ``max_rss`` MiB of memory. After ``max_time`` seconds, whatever children it had,
+    the worker ends. ``once`` ends after one delivery, ``drain`` when
     nothing more is due. ``fresh`` says that a delivery is for a child that has not waited for it:
     the code may have changed meanwhile. A run that is overdue for more than ``kill_overdue``
     seconds ends its child, which counts as a crash.
@@ -53,6 +54,7 @@ class Options(NamedTuple):
     concurrency: int = 1
     quota: int | None = None
     max_rss: int | None = None
+    max_time: float | None = None
     once: bool = False
     drain: bool = False
     fresh: bool = False

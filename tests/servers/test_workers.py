@@ -462,6 +462,21 @@ def test_a_new_process_follows_after_so_many(shop: Shop) -> None:
     assert [pids.count(pid) for pid in dict.fromkeys(pids)] == [2, 2, 1]
 
 
+@pytest.mark.parametrize("options", [[], ["--fresh"]], ids=["forked", "fresh"])
+def test_when_its_time_is_over_it_ends_in_order(shop: Shop, options: list[str]) -> None:
+    worker = shop.worker("--max-time", "5", "--max-deliveries", "1", *options)
+    shop.add(1)
+    shop.add(2, "outlast")
+    shop.add(3)
+    assert worker.process.wait(BOUND) == 0
+    begun, done = ([n["id"] for n in worker.notes(key)] for key in ("begun", "number"))
+    assert begun == done  # What ran may finish.
+    assert len(done) < 3
+    assert set(shop.states().values()) <= {"completed", "available"}
+    assert shop.outbox.relays() == []
+    assert worker.notes("died") == []
+
+
 def test_a_new_process_follows_when_one_has_grown_too_big(shop: Shop) -> None:
     worker = shop.worker("--max-rss", "200")
     for number in range(12):
