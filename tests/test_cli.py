@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from click.testing import Result
 from flask import Flask, current_app
 from sqlalchemy import update
 
-from async_hooks import AsyncHooks, AsyncTask, async_signal
+from async_hooks import AsyncHooks, AsyncTask, ConfigError, async_signal
 from async_hooks.cli import cli
 from async_hooks.envelope import Envelope, new_id
 from async_hooks.host.runtime_dir import runtime_dir
@@ -37,6 +37,8 @@ OUTBOX_COMMANDS = (
     ["why", "x"],
     ["retry", "x"],
     ["cancel", "x"],
+    ["reschedule", "x", "2026-01-31T18:00Z"],
+    ["delete", "x"],
     ["pause", "q"],
     ["resume", "q"],
     ["purge"],
@@ -171,6 +173,9 @@ def test_the_groups_listing_cuts_no_help(shop: Shop) -> None:
         ),
         (["deliveries", "--limit", "0"], "x>=1"),
         (["deliveries", "--task", "a\nb"], "without control characters"),
+        (["reschedule", "x", "tomorrow"], "expected a time with its offset from UTC"),
+        (["reschedule", "x", "2027-01-31T18:00"], "e.g. 2027-01-31T18:00+01:00, got: '2027-"),
+        (["reschedule", "x", "2099-01-31T18:00Z"], "at most ten years from now"),
         (["retry"], "Name an ID, or --state"),
         (["retry", "x", "--state", "discarded"], "not both"),
         (["retry", "x", "--queue", "q"], "need --state"),
@@ -421,6 +426,79 @@ def test_why_exits_with_1_where_there_is_no_such_delivery(shop: Shop) -> None:
     assert result.exit_code == 1
     assert "No delivery 'nothing'" in result.output
     assert shop.json("why", "nothing", code=1)["state"] is None
+
+
+# -- reschedule and delete
+
+
+def test_what_waits_runs_at_the_time_it_is_rescheduled_to(anywhere: Shop) -> None:
+    anywhere.run("init-db")
+    waiting, held, done, running = (anywhere.add(run_at=1e9) for _ in range(4))
+    anywhere.set(waiting, attempts=1, failures=1)
+    anywhere.set(held, state="held")
+    anywhere.set(done, state="completed", finished_at=1e9)
+    anywhere.set(running, state="executing")
+    when, at = "2027-01-31T18:00+01:00", datetime(2027, 1, 31, 17, tzinfo=UTC)
+    for changed in (waiting, held):
+        result = anywhere.run("reschedule", changed, when)
+        assert (result.output, result.exit_code) == (f"Delivery {changed} is rescheduled.\n", 0)
+    for refused in (done, running):
+        result = anywhere.run("reschedule", refused, when)
+        assert result.exit_code == 1
+        assert result.stderr == (
+            f"Delivery {refused} is not rescheduled: it is executing, waits for its children or "
+            "has finished.\n"
+        )
+    assert "No delivery 'nothing'" in anywhere.run("reschedule", "nothing", when).stderr
+    outbox = state_of(anywhere.app).outbox
+    found = [outbox.get(one) for one in (waiting, held, done, running)]
+    assert [one.run_at == at for one in found] == [True, True, False, False]
+    assert found[0].attempts == 1
+    assert [row.state for row in outbox.rows(ids=[held])] == ["held"]
+
+
+def test_no_naive_time_and_no_other_apps_delivery_is_rescheduled(shop: Shop) -> None:
+    delivery = shop.add(run_at=1e9)
+    outbox = state_of(shop.app).outbox
+    with pytest.raises(ConfigError, match="expected 'run_at' to be a datetime with a time zone"):
+        outbox.reschedule(delivery, datetime(2027, 1, 31))
+    shop.set(delivery, audience="another")
+    assert not outbox.reschedule(delivery, datetime(2027, 1, 31, tzinfo=UTC))
+    assert not outbox.delete(delivery)
+
+
+def test_what_finished_is_deleted_and_what_did_not_is_not(anywhere: Shop) -> None:
+    anywhere.run("init-db")
+    waiting, running, done = anywhere.add(), anywhere.add(), anywhere.discarded()
+    anywhere.set(running, state="executing")
+    for refused in (waiting, running):
+        result = anywhere.run("delete", refused)
+        assert result.exit_code == 1
+        assert f"Delivery {refused} is not deleted: it or another part of its" in result.stderr
+    result = anywhere.run("delete", done)
+    assert (result.output, result.exit_code) == (f"Delivery {done} is deleted.\n", 0)
+    again = anywhere.run("delete", done)
+    assert (again.exit_code, f"No delivery {done!r}" in again.stderr) == (1, True)
+    states = [anywhere.state(one) for one in (waiting, running, done)]
+    assert states == ["available", "executing", "gone"]
+
+
+def test_a_fan_out_is_deleted_whole_once_all_of_it_has_finished(anywhere: Shop) -> None:
+    anywhere.run("init-db")
+    parent, other = anywhere.discarded(), anywhere.discarded()
+    one, two = (anywhere.add(receiver=name, parent_id=parent) for name in ("one", "two"))
+    anywhere.set(one, state="completed", finished_at=1e9)
+    assert [anywhere.run("delete", part).exit_code for part in (parent, one, two)] == [1, 1, 1]
+    anywhere.run("cancel", two)
+    assert anywhere.run("delete", one).exit_code == 0
+    assert [anywhere.state(each) for each in (parent, one, two)] == [
+        "discarded",
+        "gone",
+        "cancelled",
+    ]
+    assert anywhere.run("delete", parent).exit_code == 0
+    states = [anywhere.state(each) for each in (parent, two, other)]
+    assert states == ["gone", "gone", "discarded"]
 
 
 # -- pause and resume

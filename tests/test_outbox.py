@@ -699,6 +699,20 @@ def test_a_paused_queue_waits_and_says_why(shops: list[Shop], action: str) -> No
     shop.wait_for(launched, "completed")
 
 
+def test_what_is_rescheduled_to_now_is_run_now(shops: list[Shop], action: str) -> None:
+    shop = open_shop(shops)
+    task = make_task(shop.hooks, action, run_action=lambda self, data: None)
+    with shop.app.app_context():
+        # The relay lives, and would look again in seconds only.
+        shop.wait_for(task.dispatch({}), "completed")
+        later = task.dispatch({}, delay=3600)
+        assert shop.hooks.outbox.reschedule(later, datetime.now(UTC))
+        shop.wait_for(later, "completed")
+        assert not shop.hooks.outbox.reschedule(later, datetime.now(UTC))
+        assert shop.hooks.outbox.delete(later)
+        assert shop.hooks.outbox.get(later) is None
+
+
 def test_why_has_a_sentence_for_each_state(shops: list[Shop], action: str) -> None:
     shop = open_shop(shops, ASYNC_HOOKS_RELAY=False)
     task = make_task(shop.hooks, action)

@@ -1,15 +1,17 @@
-"""``flask async-hooks`` init-db, adopt, retry, cancel, pause, resume, purge: change deliveries."""
+"""``flask async-hooks`` init-db, adopt, retry, cancel … purge: what changes deliveries."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
 from ..delivery import FINAL, DeliveryState
 from ..state import current_state
-from .options import cli, name, needed_outbox, one_of, period
+from .options import cli, instant, name, needed_outbox, one_of, period
 from .render import counted, duration, say
 
 if TYPE_CHECKING:  # Comes with an optional extra.
@@ -65,6 +67,12 @@ class Verb(NamedTuple):
 
 _RETRY = Verb("Retry", "Retried", "is executing, or each of its children succeeded or is executing")
 _CANCEL = Verb("Cancel", "Cancelled", "had already finished")
+_RESCHEDULE = Verb(
+    "Reschedule", "Rescheduled", "is executing, waits for its children or has finished"
+)
+_DELETE = Verb(
+    "Delete", "Deleted", "or another part of its fan-out has not finished; cancel that first"
+)
 _PURGE = Verb("Purge", "Purged")
 
 
@@ -127,6 +135,12 @@ def _change(
         raise click.UsageError("Name IDs or --state, not both.")
     if state is not None:
         _in_steps(verb, outbox.count([state], **filters), change_all([state], **filters), yes)
+    return _change_named(verb, outbox, change, ids)
+
+
+def _change_named(
+    verb: Verb, outbox: Outbox, change: Callable[[str], bool], ids: Iterable[str]
+) -> int:
     code = 0
     for delivery_id in ids:
         if change(delivery_id):
@@ -152,6 +166,37 @@ def _in_steps(verb: Verb, number: int, steps: Iterable[int], yes: bool, which: s
             say(f"{verb.past} {total} of {number} ...")
         total += step
     say(f"{verb.past} {counted(total)}.")
+
+
+@cli.command()
+@click.argument("delivery_id", metavar="ID", type=name)
+@click.argument("when", type=instant)
+def reschedule(delivery_id: str, when: datetime) -> int:
+    """Let a delivery that waits run at another time.
+
+    WHEN has an offset from UTC, for example 2027-01-31T18:00+01:00; one that is past means now. The
+    attempt count stays.
+
+    Exits with 0, with 1 if ID does not exist, is executing or had finished, or the database can't
+    be used, and with 2 if the app has no outbox.
+    """
+    outbox = needed_outbox()
+    change = partial(outbox.reschedule, run_at=when)
+    return _change_named(_RESCHEDULE, outbox, change, [delivery_id])
+
+
+@cli.command()
+@click.argument("delivery_id", metavar="ID", type=name)
+def delete(delivery_id: str) -> int:
+    """Delete a finished delivery and its children.
+
+    Cancel an unfinished one first. The relays delete what finished by themselves; see purge.
+
+    Exits with 0, with 1 if ID does not exist, it or another part of its fan-out has not finished,
+    or the database can't be used, and with 2 if the app has no outbox.
+    """
+    outbox = needed_outbox()
+    return _change_named(_DELETE, outbox, outbox.delete, [delivery_id])
 
 
 @cli.command()

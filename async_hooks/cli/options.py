@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,7 +14,7 @@ from ..delivery import DeliveryState
 from ..errors import AsyncHooksError
 from ..log import one_line
 from ..state import current_state
-from ..validation import LONGEST, needs_outbox
+from ..validation import LONGEST, moment, needs_outbox
 
 if TYPE_CHECKING:  # Comes with an optional extra.
     from ..outbox.admin import Outbox
@@ -52,6 +53,17 @@ def period(text: str) -> float:
             f"got: {text!r}"
         )
     return seconds
+
+
+def instant(text: str) -> datetime:
+    """Return the time that ``text`` names, in ISO 8601 with its offset from UTC."""
+    try:
+        return moment(datetime.fromisoformat(text))
+    except ValueError:
+        raise click.BadParameter(
+            "expected a time with its offset from UTC, at most ten years from now, "
+            f"e.g. 2027-01-31T18:00+01:00, got: {text!r}"
+        ) from None
 
 
 def name(text: str) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Collection
 from datetime import timedelta
 from typing import Any
 
@@ -13,16 +11,15 @@ from ..delivery import UNFINISHED, Delivery, DeliveryState, Group
 from ..envelope import Envelope
 from ..host.liveness import ProcessLock
 from ..receivers import kinds_of, options_of
-from ..signals import queue_paused, queue_resumed, send_in_context, task_cancelled
 from ..state import state_of
 from ..validation import checked, seconds
 from . import audiences, schema
+from .changes import Changes
 from .engines import identity_of
 from .groups import Groups
 from .processes import Processes, ProcessRow
 from .queries import Queries
 from .report import Backlog, Health, RelaySeen, lateness, moment, problem_of, reason
-from .rows import envelope_of
 from .shown import delivery_of
 from .store import Store
 
@@ -34,15 +31,14 @@ _OF_A_PROCESS = ("id", "name", "host", "pid", "problem")
 _NAMED = 5
 
 
-class Outbox(Queries):
+class Outbox(Changes):
     """The deliveries of one app. Every method reads or writes the database at once.
 
     :raises OutboxUnavailable: from each, if that can't be used.
     """
 
     def __init__(self, app: Flask, store: Store, processes: Processes) -> None:
-        super().__init__(store.database, store.audiences, store.now)
-        self._app = app
+        super().__init__(app, store.database, store.audiences, store.now)
         self._processes = processes
         self._groups = Groups(store.database, store.now)
 
@@ -85,57 +81,6 @@ class Outbox(Queries):
         """Return the newest launches whose parts have not all come to an end."""
         found = [self.group(row.id) for row in self.rows(limit, states=[DeliveryState.WAITING])]
         return [group for group in found if group is not None]
-
-    def retry(self, delivery_id: str) -> bool:
-        """Make a delivery due now and reset its attempts; false if it executes or is gone.
-
-        Of a fan-out, that means its children that did not succeed. Once they have come to an end
-        again, ``finish`` is called again.
-        """
-        done = self.retry_batch([delivery_id])
-        self._wake()
-        return done > 0
-
-    def cancel(self, delivery_id: str) -> bool:
-        """End a delivery and its children; false if they had finished.
-
-        An attempt that runs can't be stopped; its result is ignored.
-        """
-        done = super().cancel(delivery_id)
-        self._wake()  # The end of a group may have to be told.
-        return done
-
-    def resume_delivery(self, delivery_id: str) -> bool:
-        """Let a paused delivery, or the parts of a group, begin again; false if none is paused."""
-        done = super().resume_delivery(delivery_id)
-        self._wake()
-        return done
-
-    def cancel_batch(self, ids: Collection[str]) -> list[Any]:
-        """Do as :class:`.Queries` does, and tell it of each."""
-        ended = super().cancel_batch(ids)
-        for row in ended:
-            envelope, _ = envelope_of(row, lease=None, attempt=row.attempts)
-            send_in_context(task_cancelled, self._app, envelope=envelope)
-        return ended
-
-    def pause(self, queue: str) -> bool:
-        """Let no process take more of ``queue``, until it is resumed; false if it was paused.
-
-        What a process has claimed already still begins.
-        """
-        was_open = super().pause(queue)
-        if was_open:
-            send_in_context(queue_paused, self._app, queue=queue)
-        return was_open
-
-    def resume(self, queue: str) -> bool:
-        """Let what waits in ``queue`` begin again; false if it was not paused."""
-        was_paused = super().resume(queue)
-        if was_paused:
-            send_in_context(queue_resumed, self._app, queue=queue)
-            self._wake()
-        return was_paused
 
     @property
     def version(self) -> int:
@@ -276,9 +221,3 @@ class Outbox(Queries):
 
     def _delivery(self, row: Any) -> Delivery:
         return delivery_of(state_of(self._app), row)
-
-    def _wake(self) -> None:
-        state = state_of(self._app)
-        process = state.process.get(os.getpid())
-        if state.relay is not None and process is not None and process.is_registered.is_set():
-            state.relay.wake()  # A command does not begin to relay.

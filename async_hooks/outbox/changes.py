@@ -1,157 +1,132 @@
-"""What operators change of deliveries and their families; each function runs in a transaction.
-
-Locks are taken from the parent to its children, so that two changes never wait for each other.
-"""
+"""What operators change by ``hooks.outbox``, told to listeners and to the relays."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import os
+from collections.abc import Callable, Collection, Sequence
+from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, case, func, null, or_, select, true, update
+from flask import Flask
+from sqlalchemy import and_, delete, or_, select, update
 
 from ..delivery import UNFINISHED, DeliveryState
-from . import groups
+from ..signals import queue_paused, queue_resumed, send_in_context, task_cancelled
+from ..state import state_of
+from ..validation import checked, moment
 from .connections import Connection
+from .database import Database
+from .queries import Queries
+from .rows import envelope_of
 from .schema import deliveries
 
 _d = deliveries.c
-_UNSUCCESSFUL = (
-    DeliveryState.AVAILABLE,
-    DeliveryState.HELD,
-    DeliveryState.DISCARDED,
-    DeliveryState.CANCELLED,
-)
-#: A parent that waits ends with the last of its children.
-_ENDING = [state for state in UNFINISHED if state is not DeliveryState.WAITING]
-_AVAILABLE, _HELD = DeliveryState.AVAILABLE.value, DeliveryState.HELD.value
 
 
-def retry(
-    connection: Connection,
-    ids: Collection[str],
-    states: Collection[str],
-    is_ours: ColumnElement[bool],
-    now: float,
-) -> int:
-    """Make those of ``ids`` due that are in one of ``states``, with no attempt used.
+class Changes(Queries):
+    """The deliveries of ``app``, and what is done to them by name."""
 
-    Of a fan-out, its children that did not succeed, its parent never. Return how many.
-    """
-    anew = (
-        update(deliveries)
-        .where(is_ours)
-        .values(
-            state=_AVAILABLE,
-            run_at=now,
-            process_id=None,
-            finished_at=None,
-            result=None,
-            paused=None,
-            **dict.fromkeys(("attempts", "failures", "crashes", "refusals"), 0),
-        )
-    )
-    found = connection.execute(
-        select(_d.id, _d.parent_id).where(_d.id.in_(ids), _d.parent_id.is_not(None))
-    ).rows
-    split = select(_d.parent_id).where(_d.parent_id.in_(ids)).distinct()
-    wholes = {row.parent_id for row in connection.execute(split).rows}
-    families: dict[str, list[str]] = {parent: [] for parent in wholes}
-    for row in found:
-        families.setdefault(row.parent_id, []).append(row.id)
-    unsuccessful = [state for state in states if state in _UNSUCCESSFUL]
-    changed = 0
-    for parent_id in sorted(families):
-        groups.lock(connection, parent_id)
-        which = and_(_d.id.in_(families[parent_id]), _d.state.in_(states))
-        if parent_id in wholes:
-            which = or_(which, and_(_d.parent_id == parent_id, _d.state.in_(unsuccessful)))
-        number = connection.execute(anew.where(which)).rowcount
-        if number:
-            groups.reopen(connection, parent_id)
-        changed += number
-    singles = {*ids} - families.keys() - {row.id for row in found}
-    if singles:
-        which = and_(_d.id.in_(singles), _d.state.in_(states))
-        changed += connection.execute(anew.where(which)).rowcount
-    return changed
+    def __init__(
+        self, app: Flask, database: Database, audiences: Sequence[str], now: Callable[[], float]
+    ) -> None:
+        super().__init__(database, audiences, now)
+        self._app = app
 
+    def retry(self, delivery_id: str) -> bool:
+        """Make a delivery due now and reset its attempts; false if it executes or is gone.
 
-def cancel(
-    connection: Connection, ids: Collection[str], is_ours: ColumnElement[bool], now: float
-) -> tuple[list[Any], set[str]]:
-    """End ``ids`` and their children, whatever they do now.
+        Of a fan-out, that means its children that did not succeed. Once they have come to an end
+        again, ``finish`` is called again.
+        """
+        done = self.retry_batch([delivery_id])
+        self._wake()
+        return done > 0
 
-    Return their rows, and which parents may have to be closed.
-    """
-    # They themselves first: one may be about to become several.
-    lock = select(_d.id, _d.parent_id, _d.state).where(_d.id.in_(ids), is_ours).order_by(_d.id)
-    found = connection.execute(lock.with_for_update()).rows
-    which = and_(is_ours, or_(_d.id.in_(ids), _d.parent_id.in_(ids)), _d.state.in_(_ENDING))
-    end = (
-        update(deliveries)
-        .where(which)
-        .values(
-            state=DeliveryState.CANCELLED.value,
-            # Who runs it stays in the row until then: its thread can't be stopped.
-            process_id=case((_d.started_at.is_(None), null()), else_=_d.process_id),
-            lease=None,
-            finished_at=now,
-            unique_key=None,
-        )
-    )
-    ending = select(deliveries).where(which).order_by(_d.id).with_for_update()
-    ended = connection.execute(ending).rows
-    connection.execute(end)
-    parents = {row.parent_id for row in found if row.parent_id is not None}
-    return ended, parents | {row.id for row in found if row.state == DeliveryState.WAITING}
+    def cancel(self, delivery_id: str) -> bool:
+        """End a delivery and its children; false if they had finished.
 
+        An attempt that runs can't be stopped; its result is ignored.
+        """
+        done = super().cancel(delivery_id)
+        self._wake()  # The end of a group may have to be told.
+        return done
 
-def pause(connection: Connection, delivery_id: str, is_ours: ColumnElement[bool]) -> int:
-    """Let no attempt of a delivery, or of its children, begin; return how many that concerns."""
-    return _set_paused(
-        connection,
-        and_(is_ours, _d.paused.is_not(True)),
-        delivery_id,
-        paused=true(),
-        state=case((_d.state == _AVAILABLE, _HELD), else_=_d.state),
-    )
+    def resume_delivery(self, delivery_id: str) -> bool:
+        """Let a paused delivery, or the parts of a group, begin again; false if none is paused."""
+        done = super().resume_delivery(delivery_id)
+        self._wake()
+        return done
 
+    def cancel_batch(self, ids: Collection[str]) -> list[Any]:
+        """Do as :class:`.Queries` does, and tell of each that ended."""
+        ended = super().cancel_batch(ids)
+        for row in ended:
+            envelope, _ = envelope_of(row, lease=None, attempt=row.attempts)
+            send_in_context(task_cancelled, self._app, envelope=envelope)
+        return ended
 
-def resume(connection: Connection, delivery_id: str, is_ours: ColumnElement[bool]) -> int:
-    """Let attempts of a paused delivery, or of its children, begin again; return how many."""
-    return _set_paused(
-        connection,
-        and_(is_ours, _d.paused.is_(True)),
-        delivery_id,
-        paused=null(),
-        state=case((_d.state == _HELD, _AVAILABLE), else_=_d.state),
-    )
+    def reschedule(self, delivery_id: str, run_at: datetime) -> bool:
+        """Let a delivery that waits run at ``run_at``, an aware datetime, instead.
 
+        False if it executes, waits for its children, has finished or is gone. Its attempts stay as
+        they are; :meth:`retry` resets them, also of one that finished.
 
-def _set_paused(
-    connection: Connection, which: ColumnElement[bool], delivery_id: str, **values: Any
-) -> int:
-    family = or_(_d.id == delivery_id, _d.parent_id == delivery_id)
-    change = update(deliveries).where(which, family, _d.state.in_(UNFINISHED)).values(**values)
-    return connection.execute(change).rowcount
+        :raises ConfigError: if ``run_at`` is no such time, at most ten years from now.
+        """
+        at = checked(moment, run_at, "run_at").timestamp()
+        waits = _d.state.in_([DeliveryState.AVAILABLE, DeliveryState.HELD])
+        later = update(deliveries).where(self._is_ours(), _d.id == delivery_id, waits)
+        done = self._database.execute(later.values(run_at=at), repeatable=True).rowcount > 0
+        if done:
+            self._wake()
+        return done
 
+    def delete(self, delivery_id: str) -> bool:
+        """Delete a delivery that finished, with its children and what told of its end.
 
-def is_purgeable(limit: float) -> ColumnElement[bool]:
-    """Return what holds for a delivery that finished before ``limit``, as all its family did.
+        False if there is none, or if it, its children, what tells of its end or other parts of its
+        fan-out are unfinished: then :meth:`cancel` it, or the whole by its ``parent_id``, first.
+        """
+        found = and_(self._is_ours(), _d.id == delivery_id)
+        own = select(_d.parent_id).where(found)
 
-    A parent finishes last, so it speaks for its children; what tells of its end comes behind.
-    Only what is final has finished; asked for its state, a database may read all that is.
-    """
-    parent, notice = deliveries.alias("parent").c, deliveries.alias("notice").c
-    is_open = select(parent.id).where(
-        parent.id == func.coalesce(_d.parent_id, _d.root_id),
-        or_(parent.finished_at.is_(None), parent.finished_at >= limit),
-    )
-    is_told = select(notice.id).where(
-        notice.root_id == func.coalesce(_d.parent_id, _d.id),
-        or_(notice.finished_at.is_(None), notice.finished_at >= limit),
-    )
-    return and_(
-        _d.finished_at < limit, _d.unique_key.is_(None), ~is_open.exists(), ~is_told.exists()
-    )
+        def body(connection: Connection) -> bool:
+            row = connection.execute(own).one()
+            if row is None:
+                return False
+            family = [delivery_id, *([row.parent_id] if row.parent_id else [])]
+            # Whoever adds a child, or closes its parent, locks that one first.
+            lock = select(_d.id).where(_d.id.in_(family)).order_by(_d.id)
+            connection.execute(lock.with_for_update())
+            of_family = or_(_d.id.in_(family), _d.parent_id.in_(family), _d.root_id.in_(family))
+            unfinished = select(_d.id).where(of_family, _d.state.in_(UNFINISHED)).limit(1)
+            if connection.execute(unfinished.with_for_update(read=True)).rows:
+                return False
+            all_of_it = or_(found, _d.parent_id == delivery_id, _d.root_id == delivery_id)
+            return connection.execute(delete(deliveries).where(all_of_it)).rowcount > 0
+
+        return self._database.transaction(body)
+
+    def pause(self, queue: str) -> bool:
+        """Let no process take more of ``queue``, until it is resumed; false if it was paused.
+
+        What a process has claimed already still begins.
+        """
+        was_open = super().pause(queue)
+        if was_open:
+            send_in_context(queue_paused, self._app, queue=queue)
+        return was_open
+
+    def resume(self, queue: str) -> bool:
+        """Let what waits in ``queue`` begin again; false if it was not paused."""
+        was_paused = super().resume(queue)
+        if was_paused:
+            send_in_context(queue_resumed, self._app, queue=queue)
+            self._wake()
+        return was_paused
+
+    def _wake(self) -> None:
+        state = state_of(self._app)
+        process = state.process.get(os.getpid())
+        if state.relay is not None and process is not None and process.is_registered.is_set():
+            state.relay.wake()  # A command does not begin to relay.

@@ -10,7 +10,7 @@ from sqlalchemy import ColumnElement, and_, delete, func, or_, select
 
 from ..delivery import SHOWN, UNFINISHED, DeliveryState
 from ..validation import checked, seconds_or_zero
-from . import changes, groups
+from . import families, groups
 from .claiming import paused, queue_heads
 from .connections import Connection
 from .database import Database
@@ -103,7 +103,7 @@ class Queries:
     def retry_batch(self, ids: Collection[str], states: Collection[str] = _RETRIABLE) -> int:
         """Retry those of ``ids`` that are in one of ``states``; return how many it was."""
         return self._database.transaction(
-            lambda c: changes.retry(c, ids, states, self._is_ours(), self._now())
+            lambda c: families.retry(c, ids, states, self._is_ours(), self._now())
         )
 
     def cancel(self, delivery_id: str) -> bool:
@@ -121,7 +121,7 @@ class Queries:
     def cancel_batch(self, ids: Collection[str]) -> list[Any]:
         """End those of ``ids``, and their children, whatever they do now; return their rows."""
         ended, parents = self._database.transaction(
-            lambda c: changes.cancel(c, ids, self._is_ours(), self._now())
+            lambda c: families.cancel(c, ids, self._is_ours(), self._now())
         )
         for parent_id in parents:
             self._close(parent_id)
@@ -132,11 +132,11 @@ class Queries:
 
         Return false if there is nothing to pause. An attempt that runs goes on.
         """
-        return self._change(changes.pause, delivery_id) > 0
+        return self._change(families.pause, delivery_id) > 0
 
     def resume_delivery(self, delivery_id: str) -> bool:
         """Let a paused delivery, or the parts of a group, begin again; false if none is paused."""
-        return self._change(changes.resume, delivery_id) > 0
+        return self._change(families.resume, delivery_id) > 0
 
     def _change(
         self,
@@ -207,7 +207,7 @@ class Queries:
     def _finished(self, older_than: float | timedelta) -> ColumnElement[bool]:
         """Return what a purge deletes."""
         limit = self._now() - checked(seconds_or_zero, older_than, "older_than")
-        return and_(self._is_ours(), changes.is_purgeable(limit))
+        return and_(self._is_ours(), families.is_purgeable(limit))
 
     def _count(self, where: ColumnElement[bool]) -> int:
         query = select(func.count()).select_from(deliveries).where(where)

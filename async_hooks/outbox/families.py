@@ -1,0 +1,157 @@
+"""What operators change of deliveries and their families; each function runs in a transaction.
+
+Locks are taken from the parent to its children, so that two changes never wait for each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+from sqlalchemy import ColumnElement, and_, case, func, null, or_, select, true, update
+
+from ..delivery import UNFINISHED, DeliveryState
+from . import groups
+from .connections import Connection
+from .schema import deliveries
+
+_d = deliveries.c
+_UNSUCCESSFUL = (
+    DeliveryState.AVAILABLE,
+    DeliveryState.HELD,
+    DeliveryState.DISCARDED,
+    DeliveryState.CANCELLED,
+)
+#: A parent that waits ends with the last of its children.
+_ENDING = [state for state in UNFINISHED if state is not DeliveryState.WAITING]
+_AVAILABLE, _HELD = DeliveryState.AVAILABLE.value, DeliveryState.HELD.value
+
+
+def retry(
+    connection: Connection,
+    ids: Collection[str],
+    states: Collection[str],
+    is_ours: ColumnElement[bool],
+    now: float,
+) -> int:
+    """Make those of ``ids`` due that are in one of ``states``, with no attempt used.
+
+    Of a fan-out, its children that did not succeed, its parent never. Return how many.
+    """
+    anew = (
+        update(deliveries)
+        .where(is_ours)
+        .values(
+            state=_AVAILABLE,
+            run_at=now,
+            process_id=None,
+            finished_at=None,
+            result=None,
+            paused=None,
+            **dict.fromkeys(("attempts", "failures", "crashes", "refusals"), 0),
+        )
+    )
+    found = connection.execute(
+        select(_d.id, _d.parent_id).where(_d.id.in_(ids), _d.parent_id.is_not(None))
+    ).rows
+    split = select(_d.parent_id).where(_d.parent_id.in_(ids)).distinct()
+    wholes = {row.parent_id for row in connection.execute(split).rows}
+    families: dict[str, list[str]] = {parent: [] for parent in wholes}
+    for row in found:
+        families.setdefault(row.parent_id, []).append(row.id)
+    unsuccessful = [state for state in states if state in _UNSUCCESSFUL]
+    changed = 0
+    for parent_id in sorted(families):
+        groups.lock(connection, parent_id)
+        which = and_(_d.id.in_(families[parent_id]), _d.state.in_(states))
+        if parent_id in wholes:
+            which = or_(which, and_(_d.parent_id == parent_id, _d.state.in_(unsuccessful)))
+        number = connection.execute(anew.where(which)).rowcount
+        if number:
+            groups.reopen(connection, parent_id)
+        changed += number
+    singles = {*ids} - families.keys() - {row.id for row in found}
+    if singles:
+        which = and_(_d.id.in_(singles), _d.state.in_(states))
+        changed += connection.execute(anew.where(which)).rowcount
+    return changed
+
+
+def cancel(
+    connection: Connection, ids: Collection[str], is_ours: ColumnElement[bool], now: float
+) -> tuple[list[Any], set[str]]:
+    """End ``ids`` and their children, whatever they do now.
+
+    Return their rows, and which parents may have to be closed.
+    """
+    # They themselves first: one may be about to become several.
+    lock = select(_d.id, _d.parent_id, _d.state).where(_d.id.in_(ids), is_ours).order_by(_d.id)
+    found = connection.execute(lock.with_for_update()).rows
+    which = and_(is_ours, or_(_d.id.in_(ids), _d.parent_id.in_(ids)), _d.state.in_(_ENDING))
+    end = (
+        update(deliveries)
+        .where(which)
+        .values(
+            state=DeliveryState.CANCELLED.value,
+            # Who runs it stays in the row until then: its thread can't be stopped.
+            process_id=case((_d.started_at.is_(None), null()), else_=_d.process_id),
+            lease=None,
+            finished_at=now,
+            unique_key=None,
+        )
+    )
+    ending = select(deliveries).where(which).order_by(_d.id).with_for_update()
+    ended = connection.execute(ending).rows
+    connection.execute(end)
+    parents = {row.parent_id for row in found if row.parent_id is not None}
+    return ended, parents | {row.id for row in found if row.state == DeliveryState.WAITING}
+
+
+def pause(connection: Connection, delivery_id: str, is_ours: ColumnElement[bool]) -> int:
+    """Let no attempt of a delivery, or of its children, begin; return how many that concerns."""
+    return _set_paused(
+        connection,
+        and_(is_ours, _d.paused.is_not(True)),
+        delivery_id,
+        paused=true(),
+        state=case((_d.state == _AVAILABLE, _HELD), else_=_d.state),
+    )
+
+
+def resume(connection: Connection, delivery_id: str, is_ours: ColumnElement[bool]) -> int:
+    """Let attempts of a paused delivery, or of its children, begin again; return how many."""
+    return _set_paused(
+        connection,
+        and_(is_ours, _d.paused.is_(True)),
+        delivery_id,
+        paused=null(),
+        state=case((_d.state == _HELD, _AVAILABLE), else_=_d.state),
+    )
+
+
+def _set_paused(
+    connection: Connection, which: ColumnElement[bool], delivery_id: str, **values: Any
+) -> int:
+    family = or_(_d.id == delivery_id, _d.parent_id == delivery_id)
+    change = update(deliveries).where(which, family, _d.state.in_(UNFINISHED)).values(**values)
+    return connection.execute(change).rowcount
+
+
+def is_purgeable(limit: float) -> ColumnElement[bool]:
+    """Return what holds for a delivery that finished before ``limit``, as all its family did.
+
+    A parent finishes last, so it speaks for its children; what tells of its end comes behind.
+    Only what is final has finished; asked for its state, a database may read all that is.
+    """
+    parent, notice = deliveries.alias("parent").c, deliveries.alias("notice").c
+    is_open = select(parent.id).where(
+        parent.id == func.coalesce(_d.parent_id, _d.root_id),
+        or_(parent.finished_at.is_(None), parent.finished_at >= limit),
+    )
+    is_told = select(notice.id).where(
+        notice.root_id == func.coalesce(_d.parent_id, _d.id),
+        or_(notice.finished_at.is_(None), notice.finished_at >= limit),
+    )
+    return and_(
+        _d.finished_at < limit, _d.unique_key.is_(None), ~is_open.exists(), ~is_told.exists()
+    )
