@@ -119,11 +119,16 @@ class Ids:
         self._process = os.urandom(6).hex()
 
     def next(self) -> str:
+        [made] = self.many(1)
+        return made
+
+    def many(self, count: int) -> list[str]:
         milliseconds = int(self._clock() * 1000)
         if milliseconds > self._latest:
             self._latest = milliseconds
-        number = next(self._counter) & 0xFFFFFFFF
-        return f"{self._latest << 32 | number:020x}{self._process}"
+        latest, process = f"{self._latest:0{_TIME}x}", self._process
+        numbers = itertools.islice(self._counter, count)
+        return [f"{latest}{number & 0xFFFFFFFF:08x}{process}" for number in numbers]
 
 
 _ids = PerProcess(Ids)
@@ -132,3 +137,8 @@ _ids = PerProcess(Ids)
 def new_id() -> str:
     """Return 32 hexadecimal digits that no other call returns, in any process."""
     return _ids[os.getpid()].next()
+
+
+def new_ids(count: int) -> list[str]:
+    """Return as many of them, in order."""
+    return _ids[os.getpid()].many(count)

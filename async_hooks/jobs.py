@@ -36,7 +36,7 @@ class LaunchOf(TypedDict, total=False):
 
 
 class Job(Generic[P, R]):
-    """The function itself, and what runs it later: ``enqueue`` and ``dispatch``.
+    """The function itself, and what runs it later: ``enqueue``, ``dispatch``, ``dispatch_many``.
 
     ``task`` is its task.
     """
@@ -77,9 +77,27 @@ class Job(Generic[P, R]):
         :raises TypeError: if the function can't be called so.
         :raises DataError: if the arguments can't travel.
         """
+        self._check(data)
+        return self.task.dispatch(data, **options)
+
+    def dispatch_many(
+        self, items: Iterable[Mapping[str, Any]], **options: Unpack[LaunchOf]
+    ) -> list[str]:
+        """Launch once with each of ``items``, as :meth:`.AsyncTask.dispatch_many` does.
+
+        :raises TypeError: if the function can't be called so, naming the index of the item.
+        """
+        items = list(items)
+        for index, data in enumerate(items):
+            try:
+                self._check(data)
+            except TypeError as error:
+                raise TypeError(f"Item {index}: {error}") from None
+        return self.task.dispatch_many(items, **options)
+
+    def _check(self, data: Mapping[str, Any]) -> None:
         if isinstance(data, Mapping) and all(isinstance(name, str) for name in data):
             self._bound(**data)
-        return self.task.dispatch(data, **options)
 
     def _bound(self, /, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Return the arguments by name, as the function takes them."""

@@ -5,7 +5,7 @@ Lower layers reach higher ones through it, by the protocols below.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -102,6 +102,16 @@ class Launches(Protocol):
         user: Any,
         options: Any,
     ) -> str: ...
+
+    def dispatch_many(
+        self,
+        state: State,
+        task: type[Any],
+        items: Iterable[Mapping[str, Any]],
+        *,
+        user: Any,
+        options: Any,
+    ) -> list[str]: ...
 
     def hand_over(self, state: State, envelope: Envelope) -> None: ...
 

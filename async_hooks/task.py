@@ -14,7 +14,7 @@ from flask import current_app
 from .current import current_attempt
 from .errors import AsyncHooksError, NoAppContext
 from .registry import default_name
-from .state import current_state
+from .state import State, current_state
 from .validation import seconds_or_zero
 
 #: Seconds at which the default backoff ends, ± 20 %.
@@ -175,14 +175,38 @@ class AsyncTask:
         :raises DataError: if the data can't travel.
         :raises OutboxRequired: for what only an outbox can keep.
         """
-        if not current_app:
-            raise NoAppContext(
-                f"Task {cls.name!r} was dispatched outside of an application context. "
-                "Wrap the call in 'with app.app_context():'."
-            )
-        state = current_state()
-        options = LaunchOptions(priority, delay, run_at, queue, unique_key)
+        state, options = _state_for(cls), LaunchOptions(priority, delay, run_at, queue, unique_key)
         return state.launcher.dispatch(state, cls, data, user=user, options=options)
+
+    @classmethod
+    def dispatch_many(
+        cls,
+        items: Iterable[Mapping[str, Any]],
+        *,
+        delay: float | timedelta = 0,
+        run_at: datetime | None = None,
+        queue: str | None = None,
+        priority: int | None = None,
+        unique_key: str | None = None,
+        user: Any = None,
+    ) -> list[str]:
+        """Launch once with each of ``items``, the data, and return the ids in their order.
+
+        An outbox adds them in one transaction, and in much less time than one by one. The options
+        and errors are those of :meth:`dispatch`; if one item can't travel, which the error names by
+        its index, none is launched. ``ASYNC_HOOKS_MAX_LAUNCHES`` counts them as one.
+        """
+        state, options = _state_for(cls), LaunchOptions(priority, delay, run_at, queue, unique_key)
+        return state.launcher.dispatch_many(state, cls, items, user=user, options=options)
+
+
+def _state_for(task: type[AsyncTask]) -> State:
+    if not current_app:
+        raise NoAppContext(
+            f"Task {task.name!r} was dispatched outside of an application context. "
+            "Wrap the call in 'with app.app_context():'."
+        )
+    return current_state()
 
 
 def exponential(failures: int) -> float:

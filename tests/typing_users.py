@@ -32,6 +32,7 @@ def news(sender: Flask, *, lead: str) -> None: ...
 
 
 envelope_id: str = LeadTask.dispatch({"lead": "x"})
+envelope_ids: list[str] = LeadTask.dispatch_many([{"lead": "x"}], queue="leads", delay=60)
 
 
 @hooks.job

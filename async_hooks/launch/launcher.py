@@ -1,28 +1,25 @@
-"""The launcher: it turns what a task launches with into an envelope, and sends that on its way."""
+"""The launcher: it has envelopes built of what is launched, and sends them on their way."""
 
 from __future__ import annotations
 
-import hashlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from ..context import admits, origin
+from ..context import admits
 from ..current import RunningTask, current_attempt
 from ..declarations import check_options
 from ..endpoint.attempt import children_of
 from ..envelope import Envelope, new_id
-from ..errors import AsyncHooksError, ConfigError, DataError, OutboxUnavailable
+from ..errors import AsyncHooksError, ConfigError, OutboxUnavailable
 from ..log import one_line
-from ..receivers import receivers_of, refuse_shared_names
+from ..receivers import receivers_of
 from ..signals import send, task_launched
-from ..snapshot import plain, snapshot
 from ..state import State
 from ..task import AsyncTask, Auth, LaunchOptions
-from ..texts import repr_of
-from ..validation import is_text, seconds_or_zero
 from .after_response import after_response
+from .builder import Builder
 
 logger = logging.getLogger("async_hooks")
 
@@ -36,6 +33,28 @@ def dispatch(
     options: LaunchOptions,
 ) -> str:
     """Launch ``task`` with ``data`` as :meth:`.AsyncTask.dispatch` promises, and return the id."""
+    attempt, builder = _begin(state, task, user, options)
+    return launch(state, attempt, [builder.build(data, new_id())])[0]
+
+
+def dispatch_many(
+    state: State,
+    task: type[AsyncTask],
+    items: Iterable[Mapping[str, Any]],
+    *,
+    user: Any,
+    options: LaunchOptions,
+) -> list[str]:
+    """Launch as :meth:`.AsyncTask.dispatch_many` promises, and return the ids."""
+    attempt, builder = _begin(state, task, user, options)
+    items = list(items)
+    return launch(state, attempt, builder.build_many(items)) if items else []
+
+
+def _begin(
+    state: State, task: type[AsyncTask], user: Any, options: LaunchOptions
+) -> tuple[RunningTask | None, Builder]:
+    """Return the run that launches, if one does, and what builds the envelopes."""
     check_options(task, options, has_outbox=state.config.outbox is not None)
     registered: type[AsyncTask] | None = state.tasks.newest(task)
     if registered is None:
@@ -56,8 +75,7 @@ def dispatch(
             f"Task {task.name!r} launches for {registered.auth_level!r} visitors only. "
             "Name the visitor with dispatch(…, user=id), or widen its 'auth_level'."
         )
-    envelope = envelope_for(state, attempt, registered, data, user, new_id(), options)
-    return launch(state, attempt, envelope)
+    return attempt, Builder(state, attempt, registered, user, options)
 
 
 def attempt_of(state: State) -> RunningTask | None:
@@ -79,122 +97,61 @@ def visitor_for(state: State, task: type[AsyncTask]) -> Any:
     return state.context.captured_visitor(state.app, task.auth_level)
 
 
-def envelope_for(
-    state: State,
-    attempt: RunningTask | None,
-    task: type[AsyncTask],
-    data: Mapping[str, Any],
-    user: Any,
-    envelope_id: str,
-    options: LaunchOptions = LaunchOptions(),  # noqa: B008 - a value
-) -> Envelope:
-    """Return what carries a launch of ``task`` with ``data`` for ``user``."""
-    if state.store is None and not state.is_reachable():
-        raise ConfigError(
-            "'ASYNC_HOOKS_URL' is not set, no request has shown yet where this app listens, and "
-            "'ASYNC_HOOKS_FALLBACK' is None. Set one of them."
-        )
-    refuse_shared_names(state, task)
-    if attempt is not None:
-        attempt.count_launch(task)
-    # What travels beside the data counts as well: the endpoint limits the whole.
-    max_bytes = state.config.max_bytes
-    carried, where = state.context.capture(state.app, max_bytes), origin(state.app)
-    visitor = plain(user, "user")
-    beside = len(carried) + (len(str(visitor)) if visitor is not None else 0)
-    envelope = Envelope(
-        id=envelope_id,
-        task=task.name,
-        body=snapshot(data, max_bytes=max_bytes - beside),
-        depth=attempt.envelope.depth + 1 if attempt is not None else 0,
-        user=visitor,
-        carried=carried,
-        origin=where,
-        priority=task.priority if options.priority is None else options.priority,
-    )
-    if state.store is None:
-        return envelope
-    return _with_options(task, envelope, options, state.store.now)
+def launch(state: State, attempt: RunningTask | None, envelopes: Sequence[Envelope]) -> list[str]:
+    """Send ``envelopes`` into the outbox if there is one, else into memory; return their ids.
 
-
-def _with_options(
-    task: type[AsyncTask], envelope: Envelope, options: LaunchOptions, now: Callable[[], float]
-) -> Envelope:
-    """Return ``envelope`` with what an outbox keeps of it.
-
-    :raises ConfigError: for options that exclude each other, or too long a name.
-    :raises DataError: for a key or a ref that can't be kept.
+    Another's id where that waits with the same unique key.
     """
-    if not is_text(task.name, 255):
-        raise ConfigError(f"{task.name!r}: an outbox keeps names of up to 255 characters.")
-    delay, run_at = options.delay or task.delay, None
-    if delay:
-        run_at = now() + seconds_or_zero(delay)
-    if options.run_at is not None:
-        if options.delay:
-            raise ConfigError(f"{task.name!r}: 'delay' and 'run_at' exclude each other.")
-        run_at = options.run_at.timestamp()
-    key, ref = options.unique_key, None
-    if key is None and task.unique_key is not AsyncTask.unique_key:
-        key = task().unique_key(envelope.data)
-    if task.ref is not AsyncTask.ref:
-        ref = task().ref(envelope.data)
-        if ref is not None and not is_text(ref, 255):
-            raise DataError(f"The ref of task {task.name!r} is no text of up to 255 characters.")
-    return envelope._replace(
-        queue=task.queue if options.queue is None else options.queue,
-        run_at=run_at,
-        unique_key=None if key is None else _digest(task, key),
-        ref=ref,
-        finishes=task.finish is not AsyncTask.finish,
-    )
-
-
-def _digest(task: type[AsyncTask], key: str) -> str:
-    if not isinstance(key, str):
-        raise DataError(f"The unique_key of task {task.name!r} is no text: {repr_of(key)}")
-    text = f"{task.name}\0{key}".encode("utf-8", "surrogatepass")
-    return hashlib.sha256(text).hexdigest()
-
-
-def launch(state: State, attempt: RunningTask | None, envelope: Envelope) -> str:
-    """Send ``envelope`` into the outbox if there is one, else into memory; return its id.
-
-    Return another's id where that waits with the same unique key.
-    """
-    key, winner, parts = envelope.unique_key, None, _parts(state, envelope)
+    winners: Mapping[str, str] = {}
     if state.store is None:
-        send(task_launched, state.app, envelope=envelope)
-        hand_over(state, envelope)
-        return envelope.id
+        for envelope in envelopes:
+            send(task_launched, state.app, envelope=envelope)
+            hand_over(state, envelope)
+        return [envelope.id for envelope in envelopes]
     if state.session is None and attempt is None:
-        winner = add(state, parts).get(envelope.id)
-    elif key is not None:
-        additions = () if attempt is None else attempt.additions
-        own = {each.unique_key: each.id for each in additions}
-        winner = own.get(key) or (state.session or state.store).unfinished(key)
-    if winner is not None:
-        return winner
+        winners = add(state, _parts(state, envelopes))
+    else:
+        winners = _winners(state, attempt, envelopes)
+    launched = [envelope for envelope in envelopes if envelope.id not in winners]
     # Added when the app's transaction commits, or with the run's completion.
     if state.session is not None:
-        for part in parts:
-            state.session.add(part)
+        state.session.add(_parts(state, launched))
     elif attempt is not None:
-        attempt.additions += parts
-    send(task_launched, state.app, envelope=envelope)
-    return envelope.id
+        attempt.additions.extend(_parts(state, launched))
+    for envelope in launched:
+        send(task_launched, state.app, envelope=envelope)
+    return [winners.get(envelope.id, envelope.id) for envelope in envelopes]
 
 
-def _parts(state: State, envelope: Envelope) -> list[Envelope]:
-    """Return the rows of a launch: itself, and its children if it can be split already."""
-    task: Any = state.tasks.find(envelope.task)
-    has_time = envelope.run_at is not None  # Who receives is decided then.
-    if state.store is None or has_time or task.run_action is not AsyncTask.run_action:
-        return [envelope]
-    receivers = receivers_of(state, task, anonymous=envelope.user is None)
+def _winners(
+    state: State, attempt: RunningTask | None, envelopes: Iterable[Envelope]
+) -> Mapping[str, str]:
+    """Return whose id counts for those whose unique key is taken, here or in the outbox."""
+    assert state.store is not None  # noqa: S101 - asked by the only one who comes here
+    winners: dict[str, str] = {}
+    own = {} if attempt is None else {each.unique_key: each.id for each in attempt.additions}
+    for envelope in envelopes:
+        if (key := envelope.unique_key) is not None:
+            winner = own.get(key) or (state.session or state.store).unfinished(key)
+            if winner is not None:
+                winners[envelope.id] = winner
+            own[key] = winner or envelope.id
+    return winners
+
+
+def _parts(state: State, envelopes: Sequence[Envelope]) -> Sequence[Envelope]:
+    """Return the rows of launches of one task: each, and its children if it can be split now."""
+    if state.store is None or not envelopes:
+        return envelopes
+    first = envelopes[0]
+    task: Any = state.tasks.find(first.task)
+    has_time = first.run_at is not None  # Who receives is decided then.
+    if has_time or task.run_action is not AsyncTask.run_action:
+        return envelopes
+    receivers = receivers_of(state, task, anonymous=first.user is None)
     if len(receivers) < 2:
-        return [envelope]
-    return [envelope, *children_of(state, envelope, receivers)]
+        return envelopes
+    return [part for each in envelopes for part in (each, *children_of(state, each, receivers))]
 
 
 def hand_over(state: State, envelope: Envelope) -> None:

@@ -13,7 +13,8 @@ from ..registry import AppBound, Registry
 from ..signals import send, task_failed
 from ..state import KEY, current_state
 from ..task import AsyncTask, SkipTask
-from .launcher import attempt_of, envelope_for, launch, visitor_for
+from .builder import Builder
+from .launcher import attempt_of, launch, visitor_for
 
 _NO_CONTEXT = (
     "The action of task %r was sent outside of an application context, so it was not launched. "
@@ -51,7 +52,7 @@ class Trigger(AppBound):
             if not admits(task.auth_level, anonymous=user is None):
                 return None
             data = task().prepare_data(sender, **kwargs)
-            envelope = envelope_for(state, attempt, task, data, user, envelope_id)
+            envelope = Builder(state, attempt, task, user).build(data, envelope_id)
         except SkipTask:
             return None
         except Exception as error:
@@ -61,7 +62,7 @@ class Trigger(AppBound):
             if _propagates(state.app):
                 raise
             return None
-        return launch(state, attempt, envelope)
+        return launch(state, attempt, [envelope])[0]
 
 
 def _propagates(app: Flask) -> bool:

@@ -11,7 +11,7 @@ from sqlalchemy.sql.dml import UpdateBase
 from ..delivery import FINAL, DeliveryState, Ending
 from ..envelope import Envelope
 from .connections import Connection
-from .rows import add
+from .rows import Row, add
 from .schema import deliveries
 
 _d = deliveries.c
@@ -103,9 +103,7 @@ def ended(
     }
 
 
-def record(
-    connection: Connection, values: dict[str, Any], additions: Sequence[dict[str, Any]]
-) -> bool:
+def record(connection: Connection, values: dict[str, Any], additions: Sequence[Row]) -> bool:
     """End the attempt by :data:`RECORD`, and add ``additions``; return false if it is stale."""
     if connection.execute(RECORD, values).rowcount != 1:
         return False

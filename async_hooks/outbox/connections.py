@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from sqlalchemy import Engine, PoolProxiedConnection, event, exc
 
 from .deadlines import Deadlines, connect_within
 from .engines import CONNECTIONS, driver_error
 from .file import FileReplaced, OpenFile, opened_path, path_of
-from .statements import Text, compiled
+from .statements import InsertMissing, Result, Text, compiled
 
 logger = logging.getLogger("async_hooks")
 
@@ -33,17 +33,6 @@ class CommitUncertain(Exception):
     def __init__(self, error: exc.DBAPIError) -> None:
         super().__init__()
         self.error = error
-
-
-class Result(NamedTuple):
-    """What a statement has found or changed."""
-
-    rows: list[Any]
-    rowcount: int
-
-    def one(self) -> Any:
-        """Return its only row, None if it has found none."""
-        return self.rows[0] if self.rows else None
 
 
 class Connection:
@@ -84,6 +73,17 @@ class Connection:
         except self._pool.driver_error as error:
             raise self._pool.wrapped(error, text.sql, self.driver) from error
         return Result(rows, self.cursor.rowcount)
+
+    def add(self, statement: InsertMissing, rows: Sequence[tuple[Any, ...]]) -> None:
+        """Add those of ``rows``, in the order of its columns, that are not there, all in a step."""
+        text = self._pool.texts.get(statement) or self._pool.compile(statement)
+        values: Sequence[Any] = rows
+        if text.names is None:
+            values = [dict(zip(statement.columns, row, strict=True)) for row in rows]
+        try:
+            self.cursor.executemany(text.sql, values)
+        except self._pool.driver_error as error:
+            raise self._pool.wrapped(error, text.sql, self.driver) from error
 
     def say(self, sql: str) -> None:
         """Run plain SQL that has no values and finds nothing."""

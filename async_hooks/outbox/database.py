@@ -24,9 +24,10 @@ from ..errors import DataError, OutboxUnavailable
 from ..host.per_process import PerProcess
 from . import tables
 from .clock import Clock
-from .connections import CommitUncertain, Connection, Pool, Result
+from .connections import CommitUncertain, Connection, Pool
 from .engines import LONGEST, PATIENCE, SILENCE, is_busy
 from .file import FileReplaced
+from .statements import Result
 
 logger = logging.getLogger("async_hooks")
 

@@ -20,7 +20,7 @@ from sqlalchemy.sql.dml import UpdateBase
 from ..delivery import FINAL, UNFINISHED, DeliveryState, Group, Part, Progress
 from .connections import Connection
 from .database import Database
-from .rows import add, envelope_of, row_of, shown_state
+from .rows import add, envelope_of, rows_of, shown_state
 from .schema import deliveries
 
 _d = deliveries.c
@@ -128,7 +128,7 @@ def _close(connection: Connection, parent_id: str, audience: str, now: float) ->
     connection.execute(_CLOSE, values)
     envelope, problem = envelope_of(parent, lease=None, attempt=1)
     if problem is None and envelope.finishes:
-        add(connection, [row_of(envelope.for_finish(), audience=audience, now=now)])
+        add(connection, rows_of([envelope.for_finish()], audience=audience, now=now))
     return True
 
 

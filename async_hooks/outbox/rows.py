@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import Any
 
 from sqlalchemy import bindparam, select
@@ -29,22 +30,16 @@ _TRIES = 5
 #: Adds a delivery; :func:`row_of` has its values.
 INSERT = InsertMissing(deliveries, "parent_id", "root_id", "position", "unique_key", "ref")
 
+#: The values of a row, in the order of the columns that INSERT has; the first is the id.
+Row = tuple[Any, ...]
+_VALUES = itemgetter(*INSERT.columns)
+_BODY, _KEY, _PARENT = map(INSERT.columns.index, ("body", "unique_key", "parent_id"))
+
 _THIS = select(_d.id).where(_d.id == bindparam("id"))
 #: Finds the unfinished delivery that has a unique key.
 _HOLDER = select(_d.id).where(_d.audience == bindparam("of"), _d.unique_key == bindparam("key"))
 #: The latest one, whatever snapshot an app's transaction has of MariaDB.
 _LATEST_HOLDER = _HOLDER.with_for_update(read=True)
-
-
-def rows_of(envelopes: Sequence[Envelope], *, audience: str, now: float) -> list[dict[str, Any]]:
-    """Return the rows that ``envelopes`` begin as: a parent of others waits for them."""
-    rows = [row_of(each, audience=audience, now=now) for each in envelopes]
-    if len(rows) > 1:
-        parents = {each.parent_id for each in envelopes}
-        for row in rows:
-            if row["id"] in parents:
-                row["state"] = DeliveryState.WAITING.value
-    return rows
 
 
 def row_of(envelope: Envelope, *, audience: str, now: float) -> dict[str, Any]:
@@ -84,6 +79,29 @@ def row_of(envelope: Envelope, *, audience: str, now: float) -> dict[str, Any]:
     }
 
 
+def rows_of(envelopes: Sequence[Envelope], *, audience: str, now: float) -> list[Row]:
+    """Return the rows that ``envelopes`` begin as, as values in the order of the columns.
+
+    Those of one launch differ in id and data only, and the rest is much to write.
+    """
+    rows: list[Row] = []
+    parents = {envelope.parent_id for envelope in envelopes} if len(envelopes) > 1 else ()
+    shared: tuple[Any, ...] | None = None
+    between: Row = ()
+    after: Row = ()
+    for envelope in envelopes:
+        waits = envelope.id in parents  # For its children, which are among the others.
+        if (waits, envelope.task, *envelope[3:]) != shared:
+            shared = (waits, envelope.task, *envelope[3:])
+            named = row_of(envelope, audience=audience, now=now)
+            if waits:
+                named["state"] = DeliveryState.WAITING.value
+            row = _VALUES(named)
+            between, after = row[1:_BODY], row[_BODY + 1 :]
+        rows.append((envelope.id, *between, envelope.body, *after))
+    return rows
+
+
 def holder_of(runs: Connection, unique_key: str, audiences: Sequence[str]) -> str | None:
     """Return the id of the unfinished delivery that has ``unique_key`` in one of ``audiences``."""
     for audience in audiences:
@@ -93,32 +111,31 @@ def holder_of(runs: Connection, unique_key: str, audiences: Sequence[str]) -> st
     return None
 
 
-def add(
-    connection: Connection, rows: Sequence[dict[str, Any]], former: Sequence[str] = ()
-) -> dict[str, str]:
+def add(connection: Connection, rows: Sequence[Row], former: Sequence[str] = ()) -> dict[str, str]:
     """Add ``rows``, of an app whose ``former`` audiences count as well.
 
     Return, for each whose ``unique_key`` an unfinished delivery has, the id of that one instead;
     its children, which follow it, are not added either. What is there already, by its id, stays as
     it is.
     """
-    holders: dict[str, str] = {}
-    for row in rows:
-        parent = row["parent_id"]
-        is_taken = parent in holders and holders[parent] != parent
-        holders[row["id"]] = holders[parent] if is_taken else _add(connection, row, former)
-    return {delivery_id: winner for delivery_id, winner in holders.items() if winner != delivery_id}
+    with_key = [dict(zip(INSERT.columns, row, strict=True)) for row in rows if row[_KEY]]
+    holders = {row["id"]: _add(connection, row, former) for row in with_key}
+    lost = {delivery_id for delivery_id, winner in holders.items() if winner != delivery_id}
+    without_key = [row for row in rows if row[_KEY] is None and row[_PARENT] not in lost]
+    if without_key:
+        connection.add(INSERT, without_key)
+    return {delivery_id: holders[delivery_id] for delivery_id in lost}
 
 
 def _add(connection: Connection, row: dict[str, Any], former: Sequence[str]) -> str:
     """Add ``row`` unless it is there, or its unique key is taken; return the id that holds."""
-    delivery_id, key = str(row["id"]), row["unique_key"]
-    if key is not None and (holder := holder_of(connection, key, former)) is not None:
+    delivery_id, key = str(row["id"]), str(row["unique_key"])
+    if (holder := holder_of(connection, key, former)) is not None:
         return holder
     for _ in range(_TRIES):
         if connection.execute(INSERT, row).rowcount == 1:
             return delivery_id
-        if key is None or connection.execute(_THIS, {"id": delivery_id}).rows:
+        if connection.execute(_THIS, {"id": delivery_id}).rows:
             return delivery_id
         taken = {"of": row["audience"], "key": key}
         winner = connection.execute(_LATEST_HOLDER, taken).one()

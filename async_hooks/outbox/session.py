@@ -80,14 +80,14 @@ class SessionOutbox:
         ):
             _listen(session, listener)
 
-    def add(self, envelope: Envelope) -> None:
-        """Let ``envelope`` wait for this session's commit."""
+    def add(self, envelopes: Sequence[Envelope]) -> None:
+        """Let ``envelopes`` wait for this session's commit."""
         if g.get(self._key) is _CLOSED:
-            self._keep([envelope])  # Nobody asks again in this context.
+            self._keep(envelopes)  # Nobody asks again in this context.
             return
         session = self._session()
-        pending = self._pending(session)
-        pending.launches.append((envelope, session.get_nested_transaction()))
+        pending, owner = self._pending(session), session.get_nested_transaction()
+        pending.launches.extend((envelope, owner) for envelope in envelopes)
         self._has_written(session)
         g.setdefault(self._key, set()).add(session)
 

@@ -32,6 +32,17 @@ class InsertMissing:
         return insert(self._table).prefix_with("IGNORE")
 
 
+class Result(NamedTuple):
+    """What a statement has found or changed."""
+
+    rows: list[Any]
+    rowcount: int
+
+    def one(self) -> Any:
+        """Return its only row, None if it has found none."""
+        return self.rows[0] if self.rows else None
+
+
 class Text(NamedTuple):
     """A compiled statement: the names of its values in order, or None, and what makes its rows."""
 

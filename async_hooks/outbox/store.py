@@ -21,7 +21,7 @@ from ..errors import AsyncHooksError
 from . import attempts, claiming, groups
 from .connections import Connection
 from .database import Database
-from .rows import INSERT, add, envelope_of, holder_of, rows_of
+from .rows import INSERT, Row, add, envelope_of, holder_of, row_of, rows_of
 from .waiting import due_kinds
 
 #: Seconds that a row which can't be read is left alone.
@@ -55,10 +55,12 @@ class Store:
 
         Return, for each whose unique key an unfinished delivery has, the id of that one instead.
         """
-        rows = self._rows(envelopes, self.now())
-        if len(rows) == 1 and rows[0]["unique_key"] is None:
-            self.database.execute(INSERT, rows[0], repeatable=True, urgent=True)
+        now = self.now()
+        if len(envelopes) == 1 and envelopes[0].unique_key is None:
+            row = row_of(envelopes[0], audience=self.audiences[0], now=now)
+            self.database.execute(INSERT, row, repeatable=True, urgent=True)
             return {}
+        rows = self._rows(envelopes, now)
         return self.database.transaction(
             lambda c: add(c, rows, self.audiences[1:]), repeatable=True, urgent=True
         )
@@ -76,7 +78,7 @@ class Store:
             return holder_of(self.database.within(within), unique_key, self.audiences)
         return self.database.read(lambda c: holder_of(c, unique_key, self.audiences), urgent=True)
 
-    def _rows(self, envelopes: Sequence[Envelope], now: float) -> list[dict[str, Any]]:
+    def _rows(self, envelopes: Sequence[Envelope], now: float) -> list[Row]:
         return rows_of(envelopes, audience=self.audiences[0], now=now)
 
     # -- claiming

@@ -14,12 +14,13 @@ from sqlalchemy import delete, select
 
 from async_hooks.delivery import Claim, DeliveryState, Ending
 from async_hooks.envelope import FINISHED, Envelope, new_id
-from async_hooks.outbox.connections import Connection, Result
+from async_hooks.outbox.connections import Connection
 from async_hooks.outbox.database import Database
 from async_hooks.outbox.engines import engine_for
 from async_hooks.outbox.processes import Orphan, Processes
 from async_hooks.outbox.queries import Queries
 from async_hooks.outbox.schema import deliveries, pauses, processes
+from async_hooks.outbox.statements import Result
 from async_hooks.outbox.store import Store
 from tests.support.databases import fresh_database
 from tests.support.waiting import wait_until

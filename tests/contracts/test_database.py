@@ -39,7 +39,7 @@ from async_hooks.outbox.connections import Connection
 from async_hooks.outbox.database import Database
 from async_hooks.outbox.engines import CONNECTIONS, engine_for, is_busy
 from async_hooks.outbox.queries import Queries
-from async_hooks.outbox.rows import INSERT, add, row_of
+from async_hooks.outbox.rows import INSERT, add, row_of, rows_of
 from async_hooks.outbox.shape import missing
 from tests.contracts.outboxes import NOW, Outbox, an_empty_database, an_outbox, envelope, together
 from tests.support.databases import KINDS
@@ -283,10 +283,10 @@ def test_a_single_statement_whose_connection_was_ended_is_repeated_only_if_it_ma
 def test_a_commit_whose_outcome_nobody_knows_is_repeated_only_if_it_may_be(
     outbox: Outbox, repeatable: bool
 ) -> None:
-    row, tries = a_row(), []
+    rows, tries = rows_of([envelope()], audience="shop", now=NOW), []
 
     def body(connection: Connection) -> None:
-        add(connection, [row])
+        add(connection, rows)
         tries.append(1)
         if len(tries) == 1:
             kill_all(outbox)

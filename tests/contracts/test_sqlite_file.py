@@ -17,7 +17,7 @@ from async_hooks.errors import ConfigError, OutboxUnavailable
 from async_hooks.outbox.connections import Connection
 from async_hooks.outbox.engines import engine_for
 from async_hooks.outbox.file import OpenFile
-from async_hooks.outbox.rows import add, row_of
+from async_hooks.outbox.rows import add, rows_of
 from tests.contracts.outboxes import NOW, Outbox, an_outbox, envelope
 
 
@@ -59,16 +59,17 @@ def test_what_is_launched_after_its_file_was_removed_is_kept_in_the_new_one(
 
 
 def test_a_removal_between_begin_and_commit_loses_no_launch(outbox: Outbox) -> None:
-    row, tries = row_of(envelope(), audience="shop", now=NOW), []
+    added = envelope()
+    rows, tries = rows_of([added], audience="shop", now=NOW), []
 
     def body(connection: Connection) -> None:
-        add(connection, [row])
+        add(connection, rows)
         tries.append(1)
         if len(tries) == 1:
             remove(outbox)
 
     outbox.database.transaction(body)
-    assert (as_others_see(outbox), len(tries)) == ([row["id"]], 2)
+    assert (as_others_see(outbox), len(tries)) == ([added.id], 2)
 
 
 def test_an_attempt_of_a_delivery_whose_file_was_removed_does_not_begin(outbox: Outbox) -> None:
