@@ -2,37 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from datetime import timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack, overload
 
 import blinker
 from flask import Flask, current_app, request_started
 
 from . import config as configuration
 from . import log
-from .actions import action_signal, async_signal, note_deferred
 from .alembic import join_flask_migrate
 from .connected import end_period
 from .context import Capture, Context, Restore
-from .declarations import check, option_for_outbox
 from .endpoint import executor
 from .endpoint.attempt import ENDPOINT
 from .endpoint.endpoint import Endpoint
 from .errors import ConfigError, OutboxRequired
-from .jobs import Job, P, R
+from .jobs import Job, LaunchOf, P, R
 from .launch.after_response import AfterResponse, at_teardown
-from .launch.trigger import Trigger
 from .preparation import prepare_to_serve
 from .receivers import Receiver
 from .recorder import Recorder, recording
-from .registry import Registry, default_name
+from .registration import Registration
 from .state import KEY, current_state
 from .task import AsyncTask
 from .transports.address import Address
-from .validation import needs_outbox
+from .validation import did_you_mean, needs_outbox
 from .wiring import keep_at_ends, wire
 
 if TYPE_CHECKING:  # Comes with an optional extra.
@@ -50,10 +47,7 @@ class AsyncHooks:
 
     def __init__(self, app: Flask | None = None, *, db: Any = None, session: Any = None) -> None:
         """``db`` (Flask-SQLAlchemy) or ``session`` (a scoped_session) are for the outbox "app"."""
-        self._tasks: Registry[type[AsyncTask]] = Registry("task", option_for_outbox)
-        self._receivers: Registry[Receiver] = Registry("receiver", Receiver.option_for_outbox)
-        #: Counts the calls of init_app: what a factory defines again, it defines in another.
-        self._period = 0
+        self._registration = Registration()
         self._context = Context()
         self._db = db
         self._session = session
@@ -68,7 +62,7 @@ class AsyncHooks:
         """
         if KEY in app.extensions:
             raise ConfigError(f"{app.name!r} has an AsyncHooks already. Call init_app once.")
-        self._period += 1
+        self._registration.period += 1
         try:
             self._set_up(app)
         finally:  # What a factory has connected that fails is not for the next app either.
@@ -76,12 +70,13 @@ class AsyncHooks:
 
     def _set_up(self, app: Flask) -> None:
         config = configuration.read(app.config)
+        tasks, receivers = self._registration.tasks, self._registration.receivers
         if config.outbox is None:
-            self._tasks.refuse_options()
-            self._receivers.refuse_options()
+            tasks.refuse_options()
+            receivers.refuse_options()
         address = Address(config.url)
         state = app.extensions[KEY] = wire(
-            app, config, address, self._tasks, self._context, db=self._db, session=self._session
+            app, config, address, tasks, self._context, db=self._db, session=self._session
         )
         path = f"{config.url_prefix}/run"
         app.add_url_rule(path, endpoint=ENDPOINT, view_func=executor.run_view, methods=["POST"])
@@ -102,10 +97,10 @@ class AsyncHooks:
         if config.outbox is not None:
             join_flask_migrate(app)
         log.subscribe()
-        self._tasks.has_app = True
+        tasks.has_app = True
         if config.outbox is None:
-            self._tasks.keep_refusing()
-            self._receivers.keep_refusing()
+            tasks.keep_refusing()
+            receivers.keep_refusing()
 
     def register(self, task: Task) -> Task:
         """Make ``task`` launch when its action is sent; also a class decorator.
@@ -116,11 +111,7 @@ class AsyncHooks:
         :raises ConfigError: if it is declared wrongly, or its name is taken.
         :raises OutboxRequired: if it declares options that need an outbox, and there is none.
         """
-        check(task)
-        if self._tasks.find(task.name) is not task:
-            note_deferred(task.action)
-            trigger = Trigger(task, self._tasks)
-            self._add(self._tasks, task, task, action_signal(task.action), trigger)
+        self._registration.add_task(task)
         return task
 
     @overload
@@ -141,9 +132,22 @@ class AsyncHooks:
         if function is None:
             return partial(self.job, **options)
         job = Job(function, options)
-        check(job.task)
-        self._add(self._tasks, job.task, job.task)
+        self._registration.add_job(job.task)
         return job
+
+    def dispatch(self, name: str, data: Mapping[str, Any], **options: Unpack[LaunchOf]) -> str:
+        """Launch the task of this ``name``, or alias, with ``data``; return the id.
+
+        The options and errors are those of :meth:`.AsyncTask.dispatch`.
+
+        :raises ConfigError: also if no task has the name.
+        """
+        tasks = self._registration.tasks
+        task = tasks.find(name)
+        if task is None:
+            hint = did_you_mean(name, tasks.all()) or "Is its module imported by your app factory?"
+            raise ConfigError(f"No task is called {name!r}. {hint}")
+        return task.dispatch(data, **options)
 
     def redact(self, function: Callable[[Any], Any]) -> Callable[[Any], Any]:
         """Pass each result and each error text to ``function`` before the outbox stores it.
@@ -165,6 +169,10 @@ class AsyncHooks:
     ) -> Callable[[Function], Function]:
         """Connect the decorated function to ``wp_async_<action>``, in this object's apps only.
 
+        As long as no task of these hooks has the action, it launches a default one when it is sent,
+        called ``default:<action>``. Its data are the signal's keywords, which have to be what JSON
+        can carry.
+
         ``name`` is what travels (default ``module.QualName``), ``aliases`` are former names,
         ``timeout`` is seconds for one attempt; ``max_attempts`` and ``backoff(attempt)``, which
         returns seconds, need an outbox. Each overrides what the task says.
@@ -173,14 +181,14 @@ class AsyncHooks:
         def connect(function: Function) -> Function:
             receiver = Receiver(
                 function,
-                self._tasks,
+                self._registration.tasks,
                 name=name,
                 aliases=aliases,
                 timeout=timeout,
                 max_attempts=max_attempts,
                 backoff=backoff,
             )
-            self._add(self._receivers, receiver, function, async_signal(action), receiver)
+            self._registration.add_receiver(action, receiver, function)
             return function
 
         return connect
@@ -221,23 +229,3 @@ class AsyncHooks:
         if outbox is None:
             raise OutboxRequired(needs_outbox("hooks.outbox", repr(current_app.name)))
         return outbox
-
-    def _add(
-        self,
-        registry: Registry[Any],
-        entry: Any,
-        definition: Any,
-        signal: blinker.Signal | None = None,
-        bound: Any = None,
-    ) -> None:
-        """Add ``entry``, connect ``bound`` for it, and end the connection of what it replaces."""
-        is_local = "<locals>" in default_name(definition)
-        replaced = registry.add(entry, period=self._period if is_local else None)
-        if replaced in self._tasks.connections:
-            self._tasks.connections.pop(replaced)()
-        if signal is None:
-            return
-        # Signals outlive apps: the connection ends with the tasks of the apps that it is for, which
-        # hold what is connected. The signal may not: a closure over the app would keep that alive.
-        signal.connect(bound)
-        self._tasks.connections[entry] = partial(signal.disconnect, bound)

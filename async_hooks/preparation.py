@@ -11,13 +11,14 @@ from importlib import import_module
 import blinker
 from flask import Flask
 
-from .actions import async_signal, async_signals, is_deferred, nopriv_signal
+from .actions import action_name, async_signal, async_signals, is_deferred, nopriv_signal
 from .config import Config, keys_of, read, refuse_late
 from .connected import connected
 from .context import admits
 from .errors import ConfigError
 from .registry import AppBound
 from .state import State
+from .task import AsyncTask
 
 logger = logging.getLogger("async_hooks")
 
@@ -68,12 +69,20 @@ def prepare_to_serve(state: State) -> None:
         logger.warning("%s", problem)
 
 
+def launching_tasks(state: State) -> list[type[AsyncTask]]:
+    """Return the tasks, each once, but for default ones in whose place another one launches."""
+    added = {task.name: task for task in state.tasks.added()}
+    deferred = {action_name(task.action) for task in added.values()}
+    others = (task for task in state.tasks.all().values() if task.name not in added)
+    return [*added.values(), *(each for each in others if action_name(each.action) not in deferred)]
+
+
 def receivers_without_task(state: State) -> list[str]:
     """Say which receivers wait for an async signal that no task of their own apps fires.
 
     Plain receivers may be for another app of this process: one of its tasks counts for them.
     """
-    tasks = state.tasks.all().values()
+    tasks = launching_tasks(state)
     fired = {async_signal(task.action).name for task in tasks}
     # It fires for those visitors only whom the task is for.
     anonymous = [task for task in tasks if admits(task.auth_level, anonymous=True)]

@@ -46,6 +46,8 @@ class Registry(Generic[T]):
         #: What ends each connection; holds what is connected for as long as an app has the tasks.
         self.connections: dict[Any, Callable[[], object]] = {}
         self._entries: dict[str, T] = {}
+        #: What is found by names that no entry has.
+        self._defaults: dict[str, T] = {}
         self._periods: dict[str, int | None] = {}
         self._replaced: weakref.WeakSet[T] = weakref.WeakSet()
 
@@ -75,6 +77,11 @@ class Registry(Generic[T]):
             self._replaced.add(replaced)
         return replaced
 
+    def add_default(self, entry: T) -> T:
+        """Let ``entry`` be found by its name as long as no other is; return the first of a name."""
+        self._defaults = {entry.name: entry, **self._defaults}
+        return self._defaults[entry.name]
+
     def _is_earlier(self, entry: T, period: int | None) -> bool:
         """Tell whether what has the name of ``entry`` is what a factory defined before it."""
         known = self._periods.get(entry.name)
@@ -98,16 +105,21 @@ class Registry(Generic[T]):
             raise OutboxRequired(needs_outbox(option, f"{self._kind} {entry.name!r}"))
 
     def find(self, name: str) -> T | None:
-        return self._entries.get(name)
+        found = self._entries.get(name)
+        return self._defaults.get(name) if found is None else found
 
     def newest(self, entry: T) -> T | None:
         """Return ``entry``, or what has taken its place; None if it was never added."""
-        found = self._entries.get(entry.name)
+        found = self.find(entry.name)
         return found if found is entry or entry in self._replaced else None
 
+    def added(self) -> Iterable[T]:
+        """Return the entries that are no defaults, some several times."""
+        return self._entries.values()  # A new one is made when an entry is added.
+
     def all(self) -> Mapping[str, T]:
-        """Return every entry by each of its names."""
-        return self._entries  # A new one is made when an entry is added.
+        """Return every entry by each of its names, and the defaults."""
+        return {**self._defaults, **self._entries}
 
 
 class AppBound:

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, NamedTuple
 import blinker
 from flask import current_app
 
+from .actions import action_name
 from .current import current_attempt
 from .errors import AsyncHooksError, NoAppContext
 from .registry import default_name
@@ -198,6 +199,20 @@ class AsyncTask:
         """
         state, options = _state_for(cls), LaunchOptions(priority, delay, run_at, queue, unique_key)
         return state.launcher.dispatch_many(state, cls, items, user=user, options=options)
+
+
+def default_task(action: str | blinker.Signal) -> type[AsyncTask]:
+    """Return the task of an ``action`` that has a receiver and no other task.
+
+    Its data are the keywords that the signal is sent with.
+    """
+
+    def prepare_data(self: AsyncTask, sender: Any, /, **kwargs: Any) -> Mapping[str, Any]:
+        return kwargs
+
+    name = f"default:{action_name(action)}"
+    members = {"action": action, "name": name, "prepare_data": prepare_data}
+    return type("DefaultTask", (AsyncTask,), {"__module__": __name__, **members})
 
 
 def _state_for(task: type[AsyncTask]) -> State:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..errors import ConfigError, OutboxUnavailable
-from ..preparation import receivers_without_task
+from ..preparation import launching_tasks, receivers_without_task
 from ..receivers import explain_shared_name, explain_unknown, receivers_of
 from ..state import State, current_state
 from ..task import AsyncTask
@@ -64,20 +64,15 @@ def _without_receivers(state: State) -> list[str]:
     return [
         f"Task {task.name!r} reaches no receiver. Does your app factory import the receivers' "
         "module?"
-        for task in _tasks(state)
+        for task in launching_tasks(state)
         if task.run_action is AsyncTask.run_action and not receivers_of(state, task, anonymous=True)
     ]
 
 
 def _with_shared_names(state: State) -> list[str]:
     """Say of which tasks no launch would be accepted, if there were an outbox."""
-    explained = (explain_shared_name(state, task) for task in _tasks(state))
+    explained = (explain_shared_name(state, task) for task in launching_tasks(state))
     return [problem for problem in explained if problem is not None]
-
-
-def _tasks(state: State) -> list[type[AsyncTask]]:
-    """Return each task once, whatever former names it has."""
-    return [task for name, task in state.tasks.all().items() if name == task.name]
 
 
 def _explain_unknown(state: State, waiting: Any) -> str:
