@@ -53,7 +53,7 @@ def async_signals() -> Iterator[blinker.NamedSignal]:
     namespace: Any = blinker.signal
     return (
         signal
-        for name, signal in list(namespace.__self__.items())
+        for name, signal in namespace.__self__.copy().items()
         if isinstance(name, str) and name.startswith(_PREFIX)
     )
 

@@ -52,7 +52,8 @@ def end_period() -> None:
     global _period
     for signal in async_signals():
         before, now = _known.get(signal, {}), {}
-        for key, kept in list(signal.receivers.items()):
+        # Copied in one step, because a collection meanwhile ends the connections of what is gone.
+        for key, kept in signal.receivers.copy().items():
             known = before.get(key)
             is_known = known is not None and known.kept() is kept
             now[key] = known if known and is_known else _Known(_weakly(kept), _period)
@@ -107,7 +108,7 @@ def _report_differing(app: Flask, found: Sequence[Connected], is_latest: Sequenc
 def _of(signal: blinker.Signal, app: Flask, tasks: Registry[Any]) -> Iterator[Connected]:
     # blinker calls receivers in the order of memory addresses, but keeps the order they came in.
     reached = list(signal.receivers_for(app))
-    for key, kept in list(signal.receivers.items()):
+    for key, kept in signal.receivers.copy().items():
         receiver: Any = kept() if isinstance(kept, weakref.ref) else kept
         is_ours = not isinstance(receiver, AppBound) or receiver.tasks() is tasks
         if is_ours and receiver in reached:

@@ -100,7 +100,7 @@ def receivers_without_task(state: State) -> list[str]:
 
 def _of_no_app(signal: blinker.NamedSignal) -> list[str]:
     """Say which receivers of ``signal`` are registered with an AsyncHooks that no app has."""
-    kept = list(signal.receivers.values())
+    kept = signal.receivers.copy().values()
     found = [each() if isinstance(each, weakref.ref) else each for each in kept]
     bound = [(each.name, each.tasks()) for each in found if isinstance(each, AppBound)]
     return [
