@@ -9,6 +9,7 @@ from .errors import AsyncHooksError as AsyncHooksError
 from .errors import ConfigError as ConfigError
 from .errors import DataError as DataError
 from .errors import DepthExceeded as DepthExceeded
+from .errors import Interrupted as Interrupted
 from .errors import NoAppContext as NoAppContext
 from .errors import OutboxRequired as OutboxRequired
 from .errors import OutboxUnavailable as OutboxUnavailable
@@ -19,6 +20,7 @@ from .errors import TransportError as TransportError
 from .extension import AsyncHooks as AsyncHooks
 from .task import AsyncTask as AsyncTask
 from .task import Auth as Auth
+from .task import Continue as Continue
 from .task import Discard as Discard
 from .task import Retry as Retry
 from .task import SkipTask as SkipTask

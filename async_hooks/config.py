@@ -144,7 +144,7 @@ class Config:
     #: Size of an envelope's data.
     max_bytes: int = _key(1024 * 1024, count)
     #: Launches from within runs from within runs ….
-    max_depth: int = _key(10, count)
+    max_depth: int = _key(5, count)
     #: Launches that one run may make.
     max_launches: int = _key(10_000, count)
     #: Modules with tasks or receivers that are imported before the app serves or relays.

@@ -27,6 +27,7 @@ from .validation import (
 
 _FOR_OUTBOX = (
     *("queue", "delay", "max_attempts", "backoff", "unique_key", "ref", "finish", "discarded"),
+    *("expires", "slice_seconds"),
 )
 
 
@@ -110,6 +111,7 @@ _OTHERS = {
     "queue_name": "queue",
     "alias": "aliases",
     "countdown": "delay",
+    "ttl": "expires",
 }
 
 _METHODS = ("prepare_data", "run_action", "backoff", "unique_key", "ref", "finish", "discarded")
@@ -123,6 +125,8 @@ _OPTIONS: Mapping[str, Callable[[Any], Any]] = {
     "aliases": names,
     "delay": seconds_or_zero,
     "max_attempts": optional(count),
+    "expires": optional(seconds),
+    "slice_seconds": optional(seconds),
     "queue": queue_name,
 }
 _OF_A_TASK = {**_OPTIONS, **dict.fromkeys(_METHODS, a_function)}

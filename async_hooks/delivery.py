@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, NamedTuple
@@ -58,7 +58,7 @@ class Ending(NamedTuple):
     ``state`` is final, or ``available`` for another attempt at ``run_at`` (seconds since the epoch;
     None: as before). ``failures``, ``crashes``, ``refusals`` are what it adds to the delivery's
     counts. An attempt that is ``unused`` is not counted itself; any other ends a row of refusals.
-    ``additions`` are added in the same transaction.
+    ``additions`` are added in the same transaction. ``body`` is what the next attempt has for data.
     """
 
     state: DeliveryState
@@ -70,6 +70,7 @@ class Ending(NamedTuple):
     refusals: int = 0
     unused: bool = False
     additions: Sequence[Envelope] = ()
+    body: str | None = None
 
 
 class Progress(NamedTuple):
@@ -118,7 +119,9 @@ class Delivery:
     ``error`` is the text of the last unsuccessful attempt. ``result`` is what ``run_action``
     returned, as JSON can carry it, and of a fan-out what each receiver returned, by name. Times are
     aware UTC. ``data`` is a dict; it is None, and ``error`` says why, where this code can't read
-    the row. ``root_id`` is the launch of which it tells an end.
+    the row. ``root_id`` is the launch of which it tells an end. ``cursor`` is where its next
+    attempt goes on, ``progress`` a dict with ``done``, ``total`` and ``text``, as its run last
+    showed it; None where it never did.
     """
 
     id: str
@@ -140,8 +143,27 @@ class Delivery:
     result: Any
     data: Any
     ref: str | None
+    cursor: Any
+    progress: dict[str, Any] | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return all of it as JSON can carry it; times are ISO 8601."""
+        fields = asdict(self)
+        return {
+            name: value.isoformat() if isinstance(value, datetime) else value
+            for name, value in fields.items()
+        }
 
     @property
     def is_finished(self) -> bool:
         """Whether its state is final."""
         return self.state in FINAL
+
+
+def progress_in_words(progress: dict[str, Any] | None) -> str:
+    """Return e.g. ``done 120 of 200: reading``, nothing where a run has shown nothing."""
+    if progress is None:
+        return ""
+    done, total, text = (progress.get(key) for key in ("done", "total", "text"))
+    words = "" if done is None else f"done {done}" + ("" if total is None else f" of {total}")
+    return ": ".join(filter(None, (words, text)))

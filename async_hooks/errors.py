@@ -31,6 +31,14 @@ class DepthExceeded(AsyncHooksError):
     """A run launched a run that launched a run …, deeper than ``ASYNC_HOOKS_MAX_DEPTH``."""
 
 
+class Interrupted(BaseException):
+    """Raised by a checkpoint: this run ends here, and the next one goes on at the cursor.
+
+    Its delivery was cancelled or paused, its process ends, or its ``slice_seconds`` are over. No
+    ``except Exception`` catches it: let it pass.
+    """
+
+
 class TokenError(AsyncHooksError):
     """A token is missing, malformed, or was not signed by this app."""
 

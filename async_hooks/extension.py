@@ -123,9 +123,9 @@ class AsyncHooks:
     def job(self, function: Any = None, /, **options: Any) -> Any:
         """Make the decorated function a task: ``function.enqueue(…)`` calls it later.
 
-        ``name``, ``aliases``, ``queue``, ``priority``, ``timeout``, ``delay``, ``max_attempts`` and
-        ``auth_level`` are as for a task; ``backoff``, ``unique_key``, ``ref``, ``finish`` and
-        ``discarded`` are functions without ``self``.
+        ``name``, ``aliases``, ``queue``, ``priority``, ``timeout``, ``delay``, ``max_attempts``,
+        ``auth_level``, ``expires`` and ``slice_seconds`` are as for a task; ``backoff``,
+        ``unique_key``, ``ref``, ``finish`` and ``discarded`` are functions without ``self``.
 
         :raises ConfigError: for another option, or a wrong one.
         """

@@ -20,7 +20,10 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 #: What a job may say as a task may; functions take no ``self``.
-OPTIONS = ("name", "aliases", "queue", "priority", "timeout", "delay", "max_attempts", "auth_level")
+OPTIONS = (
+    *("name", "aliases", "queue", "priority", "timeout", "delay", "max_attempts", "auth_level"),
+    *("expires", "slice_seconds"),
+)
 METHODS = ("backoff", "unique_key", "ref", "finish", "discarded")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, date, datetime
 from decimal import Decimal
@@ -39,12 +39,7 @@ def snapshot(data: Mapping[str, Any], *, max_bytes: int) -> str:
     :raises DataError: if the data is not a mapping, can't be written as JSON, or is longer than
         ``max_bytes`` bytes.
     """
-    try:
-        text = _encode(_plain_mapping(data))
-    except RecursionError:
-        raise DataError("'data' is nested too deeply, or contains itself. Flatten it.") from None
-    except ValueError as error:
-        raise DataError(f"'data' can't be written as JSON: {text_of(error)}") from None
+    text = _encoded(lambda: _plain_mapping(data), "data")
     if len(text) > max_bytes:
         raise DataError(
             f"'data' is {len(text)} bytes of JSON; 'ASYNC_HOOKS_MAX_BYTES' allows {max_bytes}, "
@@ -83,6 +78,23 @@ def _plain_mapping(data: Mapping[str, Any]) -> Any:
         )
     is_plain = _ATOMS.issuperset(map(type, data.values())) and _NAMES.issuperset(map(type, data))
     return data if is_plain and type(data) is dict else plain(data, "data")
+
+
+def json_of(value: Any, path: str) -> str:
+    """Return ``value`` as JSON text; ``path`` is what an error calls it.
+
+    :raises DataError: if it can't be written so.
+    """
+    return _encoded(lambda: plain(value, path), path)
+
+
+def _encoded(make: Callable[[], Any], path: str) -> str:
+    try:
+        return _encode(make())
+    except RecursionError:
+        raise DataError(f"'{path}' is nested too deeply, or contains itself. Flatten it.") from None
+    except ValueError as error:
+        raise DataError(f"'{path}' can't be written as JSON: {text_of(error)}") from None
 
 
 def plain(value: Any, path: str) -> Any:

@@ -49,6 +49,23 @@ class Discard(Exception):
     """Raised by a receiver or ``run_action``: never try this again."""
 
 
+class Continue(Exception):
+    """Raised by a receiver or ``run_action``: go on in a run of its own, as the same delivery.
+
+    ``data`` replaces its data, ``after`` that many seconds if given. It uses up no attempt, and
+    what this run launched is sent. Needs an outbox.
+
+    :raises ValueError: where it is made, if ``after`` is no time.
+    """
+
+    def __init__(
+        self, data: Mapping[str, Any] | None = None, after: float | timedelta | None = None
+    ) -> None:
+        super().__init__("The run goes on later.")
+        self.data = data
+        self.after = None if after is None else seconds_or_zero(after)
+
+
 class LaunchOptions(NamedTuple):
     """What one launch asks for, instead of what its task declares."""
 
@@ -84,6 +101,10 @@ class AsyncTask:
     delay: ClassVar[float | timedelta] = 0
     #: Attempts that may fail before it is discarded; None: ``ASYNC_HOOKS_MAX_ATTEMPTS``.
     max_attempts: ClassVar[int | None] = None
+    #: Seconds since its launch after which it does not begin any more, but is discarded.
+    expires: ClassVar[float | timedelta | None] = None
+    #: Seconds of a run after which its next checkpoint interrupts it, so that others have a turn.
+    slice_seconds: ClassVar[float | timedelta | None] = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

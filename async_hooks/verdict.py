@@ -18,6 +18,10 @@ class Outcome(StrEnum):
     BUSY = "busy"
     #: The outbox could not be written: the attempt came to nothing.
     UNWRITTEN = "unwritten"
+    #: A checkpoint ended the run: the next one goes on there.
+    INTERRUPTED = "interrupted"
+    #: The run asked to go on later, with other data.
+    CONTINUED = "continued"
 
 
 #: The endpoint's HTTP status for each outcome; an intercepted run keeps the interceptor's own.
@@ -32,6 +36,8 @@ STATUS = {
     Outcome.EXPIRED: 410,
     Outcome.BUSY: 503,
     Outcome.UNWRITTEN: 503,
+    Outcome.INTERRUPTED: 503,
+    Outcome.CONTINUED: 204,
 }
 
 #: The most characters of an error's text in a verdict.
@@ -43,7 +49,7 @@ class Verdict:
     """``error`` says in words what went wrong; ``after`` (seconds) asks for a retry then.
 
     ``host_id`` names the record of consumed tokens that the endpoint keeps, if others share it.
-    ``is_recorded`` says that the outbox knows of this completion already.
+    ``is_recorded`` says that the outbox knows of this ending already.
     """
 
     outcome: Outcome

@@ -19,7 +19,7 @@ def test_defaults_are_the_documented_ones() -> None:
     assert (config.url, config.url_prefix, config.transport) == (None, "/async-hooks", "loopback")
     assert (config.fallback, config.concurrency, config.queue_size) == ("in_process", 2, 1000)
     assert (config.timeout, config.grace, config.max_age) == (30, 10, 300)
-    assert (config.max_bytes, config.max_depth) == (2**20, 10)
+    assert (config.max_bytes, config.max_depth) == (2**20, 5)
 
 
 def test_times_are_seconds_or_timedeltas() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from ..delivery import SHOWN
+from ..delivery import SHOWN, progress_in_words
 from ..errors import OutboxUnavailable
 from .options import as_json, cli, count, name, needed_outbox, one_of, period
 from .render import Stderr, Table, show, to_the_second
@@ -157,7 +157,8 @@ def deliveries(limit: int, as_json: bool, **filters: str | None) -> None:
 
 
 def _deliveries_in_words(found: list[dict[str, Any]], limit: int) -> Iterator[str | Table]:
-    heads = ["id", "state", "attempts", "run_at (UTC)", "queue", "task", "receiver", "error"]
+    heads = ["id", "state", "attempts", "run_at (UTC)", "queue", "task", "receiver", "progress"]
+    heads.append("error")
     if found:
         yield Table([heads, *map(_delivery_row, found)], head=4, is_cut=True)
     else:
@@ -175,6 +176,7 @@ def _delivery_row(delivery: dict[str, Any]) -> list[str]:
         delivery["queue"],
         delivery["task"],
         delivery["receiver"] or "",
+        progress_in_words(delivery["progress"]),
         delivery["error"] or "",
     ]
 

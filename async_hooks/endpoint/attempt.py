@@ -10,14 +10,15 @@ from typing import Any
 from ..actions import async_signal
 from ..current import CurrentEnvelope
 from ..envelope import Envelope
-from ..errors import AsyncHooksError, DepthExceeded
+from ..errors import AsyncHooksError, DepthExceeded, Interrupted
 from ..log import ids, one_line
 from ..receivers import call, find_receiver, options_of, receivers_of
 from ..state import State
-from ..task import AsyncTask, Discard, Retry
+from ..task import AsyncTask, Continue, Discard, Retry
 from ..texts import UNSHOWN, error_text, repr_of
 from ..validation import is_text, seconds_or_zero
 from ..verdict import Outcome, Verdict
+from .checkpoints import Checkpoints, Interruption
 
 #: Where an Attempt lies in its request's environ. No client can put one there: theirs are strings.
 ATTEMPT = "async_hooks.attempt"
@@ -26,7 +27,19 @@ ATTEMPT = "async_hooks.attempt"
 ENDPOINT = "async_hooks.run"
 PING = "async_hooks.ping"
 
+#: Outcomes of a run that ended early, and did not fail.
+GOES_ON = (Outcome.INTERRUPTED, Outcome.UNWRITTEN, Outcome.CONTINUED)
+
 logger = logging.getLogger("async_hooks")
+
+
+class Slot:
+    """A place among the runs that an endpoint takes at once; ``until`` it is in time."""
+
+    __slots__ = ("until",)
+
+    def __init__(self, until: float) -> None:
+        self.until = until
 
 
 class Attempt:
@@ -50,6 +63,9 @@ class Attempt:
         self.additions: list[Envelope] = []
         #: The ids of the children whose receivers run elsewhere.
         self.children: set[str] = set()
+        #: Where it came in by a request.
+        self.slot: Slot | None = None
+        self.checkpoints = Checkpoints(self)
         self._launched = 0
         self._receivers: dict[type[AsyncTask], Mapping[str, Callable[..., Any]]] = {}
 
@@ -58,11 +74,25 @@ class Attempt:
         """Seconds after which the run is overdue."""
         return options_of(self.state, self.envelope).timeout
 
+    def succeed(self) -> None:
+        """Take it that the run came to its end, unless a step of it was lost before."""
+        interruption = self.checkpoints.interruption
+        if interruption is Interruption.UNWRITTEN:
+            self.verdict = Verdict(Outcome.UNWRITTEN, f"It went on although {interruption}.")
+        else:
+            self.verdict = Verdict(Outcome.COMPLETED)
+
     def fail(self, error: BaseException) -> None:
         """Take ``error`` for what became of the run."""
         self.exception = error
         text, kind = error_text(error), type(error)  # An object may lie about its class.
-        if issubclass(kind, Retry):
+        interruption = self.checkpoints.interruption
+        if issubclass(kind, Interrupted) and interruption is not None:
+            is_lost = interruption is Interruption.UNWRITTEN
+            self.verdict = Verdict(Outcome.UNWRITTEN if is_lost else Outcome.INTERRUPTED, text)
+        elif issubclass(kind, Continue):
+            self.verdict = Verdict(Outcome.CONTINUED, text, _wish_of(error, self.envelope))
+        elif issubclass(kind, Retry):
             self.verdict = Verdict(Outcome.RETRY, text, _wish_of(error, self.envelope))
         else:
             is_final = issubclass(kind, Discard)
@@ -72,6 +102,12 @@ class Attempt:
         """Return what the launch came to that this run tells of."""
         store, root = self.state.store, self.envelope.root_id
         return store.result_of(root) if store is not None and root is not None else None
+
+    def take_launches(self) -> list[Envelope]:
+        """Return, once, what the run has launched; what it was split into is for its completion."""
+        launches = [each for each in self.additions if each.id not in self.children]
+        self.additions = [each for each in self.additions if each.id in self.children]
+        return launches
 
     def receivers_of(self, task: type[AsyncTask]) -> Mapping[str, Callable[..., Any]]:
         """Return the receivers that ``task`` reaches, by name; looked up once in a run."""
@@ -142,14 +178,15 @@ def children_of(state: State, envelope: Envelope, receivers: Iterable[str]) -> l
 
 
 def _wish_of(error: Any, envelope: Envelope) -> float | None:
-    """Return the seconds after which a Retry asks to be run; None where it says no time."""
+    """Return the seconds after which a Retry or Continue asks to be run; None where it has none."""
     after: Any = UNSHOWN
     try:
         after = error.after
         return None if after is None else seconds_or_zero(after)
     except Exception:  # Set after it was made, or by a subclass.
-        what = "Envelope %s: its Retry says no time to wait, but %s; its backoff decides."
-        logger.warning(what, envelope.id, one_line(repr_of(after)), extra=ids(envelope))
+        then = "it goes on at once" if issubclass(type(error), Continue) else "its backoff decides"
+        what = "Envelope %s: its 'after' is no time to wait, but %s; %s."
+        logger.warning(what, envelope.id, one_line(repr_of(after)), then, extra=ids(envelope))
         return None
 
 

@@ -24,7 +24,7 @@ from ..signing import CONTENT_TYPE, VERDICT_HEADER, WrongVersion
 from ..state import state_of
 from ..verdict import STATUS, Outcome, Verdict
 from ..wsgi import is_served
-from .attempt import ATTEMPT, Attempt
+from .attempt import ATTEMPT, Attempt, Slot
 from .executor import execute
 
 if TYPE_CHECKING:
@@ -122,6 +122,7 @@ class Endpoint:
         slot = slots.take(attempt.timeout)
         if slot is None:
             return Verdict(Outcome.BUSY, "'ASYNC_HOOKS_CONCURRENCY' allows no more runs at once.")
+        attempt.slot = slot
         try:
             if attempt.envelope.lease is None:  # Else the outbox knows whether it began.
                 attempt.state.replay_guard.consume(token, issued_at)
@@ -141,22 +142,22 @@ class _Slots:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._lock = threading.Lock()
-        #: Until when each run that holds a slot is in time.
-        self._taken: dict[object, float] = {}
+        self._taken: set[Slot] = set()
 
-    def take(self, timeout: float) -> object | None:
+    def take(self, timeout: float) -> Slot | None:
         """Return a slot for a run that may take ``timeout`` seconds, None if all are taken."""
-        now, slot = time.monotonic(), object()
+        now = time.monotonic()
+        slot = Slot(now + timeout)
         with self._lock:
-            overdue = sum(until <= now for until in self._taken.values())
+            overdue = sum(taken.until <= now for taken in self._taken)
             if len(self._taken) >= self._limit + min(overdue, self._limit):
                 return None
-            self._taken[slot] = now + timeout
+            self._taken.add(slot)
         return slot
 
-    def give_back(self, slot: object) -> None:
+    def give_back(self, slot: Slot) -> None:
         with self._lock:
-            del self._taken[slot]
+            self._taken.remove(slot)
 
 
 def _read(environ: WSGIEnvironment, limit: int) -> bytes:

@@ -17,14 +17,16 @@ from ..context import admits
 from ..current import current_attempt
 from ..envelope import DISCARDED, FINISHED
 from ..errors import OutboxUnavailable
+from ..log import ids
 from ..receivers import awaited, explain_shared_name, find_receiver
 from ..signals import send, send_in_context, task_failed, task_started, task_succeeded
 from ..task import AsyncTask, Discard, Retry
 from ..texts import log_exception
 from ..verdict import Outcome, Verdict
 from ..wsgi import is_from_keyboard
-from .attempt import ATTEMPT, ENDPOINT, PING, Attempt, unconnected
+from .attempt import ATTEMPT, ENDPOINT, GOES_ON, PING, Attempt, unconnected
 from .completion import complete
+from .expiry import too_old_to_begin
 from .fresh_request import Answered, fresh_environ, serve
 from .interception import exempt, intercepted, not_restored
 
@@ -143,7 +145,7 @@ def _resolve(attempt: Attempt) -> type[AsyncTask] | Verdict:
             return Verdict(Outcome.UNKNOWN, problem)
     if not admits(task.auth_level, anonymous=attempt.anonymous):
         return Verdict(Outcome.DISCARDED, "The visitor it was launched for is gone.")
-    return task
+    return too_old_to_begin(attempt) or task
 
 
 def _run(attempt: Attempt) -> None:
@@ -170,11 +172,15 @@ def _run(attempt: Attempt) -> None:
             attempt.launching = False
     except BaseException as error:  # sys.exit and CancelledError are failures like any other.
         attempt.fail(error)
+        if attempt.verdict.outcome in GOES_ON:
+            what = "Envelope %s: %s"
+            logger.info(what, envelope.id, attempt.verdict.error, extra=ids(envelope))
+            return
         send(task_failed, app, envelope=envelope, exception=error)
         if not issubclass(type(error), (Retry, Discard)):
             raise  # to the app's error handlers, and to Flask's log
     else:
-        attempt.verdict = Verdict(Outcome.COMPLETED)
+        attempt.succeed()
 
 
 def at_teardown(error: BaseException | None) -> None:

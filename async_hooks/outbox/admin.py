@@ -15,6 +15,7 @@ from ..state import state_of
 from ..validation import checked, seconds
 from . import audiences, schema
 from .changes import Changes
+from .checkpoints import last_moved
 from .engines import identity_of
 from .groups import Groups
 from .processes import Processes, ProcessRow
@@ -22,6 +23,7 @@ from .queries import Queries
 from .report import Backlog, Health, RelaySeen, lateness, moment, problem_of, reason
 from .shown import delivery_of
 from .store import Store
+from .until_finished import wait_until_finished
 
 #: What a relay has from its row as it is.
 _OF_A_PROCESS = ("id", "name", "host", "pid", "problem")
@@ -46,6 +48,15 @@ class Outbox(Changes):
         """Return the delivery of this id, None if there is none (any more)."""
         found = self.rows(limit=1, ids=[delivery_id])
         return self._delivery(found[0]) if found else None
+
+    def wait(self, delivery_id: str, timeout: float | timedelta) -> Delivery:
+        """Return the delivery of this id once it has finished.
+
+        :raises TimeoutError: if it has not in ``timeout`` seconds.
+        :raises AsyncHooksError: if there is none; in a run; and in a request, unless
+            'ASYNC_HOOKS_RELAY' is False: it would keep the thread that it waits for.
+        """
+        return wait_until_finished(state_of(self._app).config, self.get, delivery_id, timeout)
 
     def find(
         self,
@@ -212,7 +223,7 @@ class Outbox(Changes):
     def _is_overdue(self, row: Any) -> bool:
         envelope = Envelope(row.id, row.task, "", receiver=row.receiver or None)
         timeout = options_of(state_of(self._app), envelope).timeout
-        return bool(self._now() - row.started_at > timeout)
+        return self._now() - last_moved(row) > timeout
 
     def _is_alive(self, row: ProcessRow) -> bool:
         is_silent = self._now() - row.seen_at > 2 * state_of(self._app).config.lease

@@ -25,12 +25,13 @@ _CLAIM = sa.and_(
     _d.state == DeliveryState.EXECUTING.value,
     _d.lease == sa.bindparam("by"),
 )
-_FENCE = sa.and_(_CLAIM, _d.attempts == sa.bindparam("so_far"))
+#: The same, once the attempt has begun, or before it does.
+FENCE = sa.and_(_CLAIM, _d.attempts == sa.bindparam("so_far"))
 
 #: Begins an attempt; :func:`fence_of` has its values, and ``number``, ``at`` and ``executor``.
 BEGIN: UpdateBase = (
     sa.update(deliveries)
-    .where(_FENCE)
+    .where(FENCE)
     .values(
         attempts=sa.bindparam("number"),
         started_at=sa.bindparam("at"),
@@ -39,7 +40,7 @@ BEGIN: UpdateBase = (
 )
 
 #: Finds an attempt that has begun.
-RUNNING = sa.select(_d.failures, _d.crashes, _d.process_id).where(_FENCE)
+RUNNING = sa.select(_d.failures, _d.crashes, _d.process_id).where(FENCE)
 
 #: Finds how often the app answered in the place of what is claimed, begun or not.
 REFUSALS = sa.select(_d.refusals).where(_CLAIM)
@@ -74,6 +75,12 @@ RECORD: UpdateBase = (
 )
 
 
+#: Gives the next attempt other data; this one came through.
+_CONTINUE: UpdateBase = (
+    sa.update(deliveries).where(FENCE).values(body=sa.bindparam("next"), failures=0, crashes=0)
+)
+
+
 def fence_of(envelope: Envelope, so_far: int) -> dict[str, Any]:
     """Return what names an attempt before which ``so_far`` have begun."""
     return {"of": envelope.id, "by": envelope.lease, "so_far": so_far}
@@ -103,8 +110,16 @@ def ended(
     }
 
 
-def record(connection: Connection, values: dict[str, Any], additions: Sequence[Row]) -> bool:
+def record(
+    connection: Connection,
+    envelope: Envelope,
+    ending: Ending,
+    values: dict[str, Any],
+    additions: Sequence[Row],
+) -> bool:
     """End the attempt by :data:`RECORD`, and add ``additions``; return false if it is stale."""
+    if ending.body is not None:
+        connection.execute(_CONTINUE, {**fence_of(envelope, envelope.attempt), "next": ending.body})
     if connection.execute(RECORD, values).rowcount != 1:
         return False
     add(connection, additions)

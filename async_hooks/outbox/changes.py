@@ -18,7 +18,7 @@ from .connections import Connection
 from .database import Database
 from .queries import Queries
 from .rows import envelope_of
-from .schema import deliveries
+from .schema import deliveries, progress
 
 _d = deliveries.c
 
@@ -103,6 +103,8 @@ class Changes(Queries):
             if connection.execute(unfinished.with_for_update(read=True)).rows:
                 return False
             all_of_it = or_(found, _d.parent_id == delivery_id, _d.root_id == delivery_id)
+            ids = select(_d.id).where(all_of_it)
+            connection.execute(delete(progress).where(progress.c.id.in_(ids)))
             return connection.execute(delete(deliveries).where(all_of_it)).rowcount > 0
 
         return self._database.transaction(body)

@@ -38,17 +38,17 @@ def retry(
 
     Of a fan-out, its children that did not succeed, its parent never. Return how many.
     """
+    # What completed has nothing left to go on with; first, as MariaDB then sees the new state.
+    is_over = _d.state == DeliveryState.COMPLETED.value
     anew = (
         update(deliveries)
         .where(is_ours)
-        .values(
-            state=_AVAILABLE,
-            run_at=now,
-            process_id=None,
-            finished_at=None,
-            result=None,
-            paused=None,
-            **dict.fromkeys(("attempts", "failures", "crashes", "refusals"), 0),
+        .ordered_values(
+            *((each, case((is_over, null()), else_=each)) for each in (_d.cursor, _d.progress)),
+            *((each, 0) for each in (_d.attempts, _d.failures, _d.crashes, _d.refusals)),
+            *((each, None) for each in (_d.process_id, _d.finished_at, _d.result, _d.paused)),
+            (_d.state, _AVAILABLE),
+            (_d.run_at, now),
         )
     )
     found = connection.execute(

@@ -11,10 +11,11 @@ from sqlalchemy.sql.dml import UpdateBase
 from ..delivery import DeliveryState
 from ..envelope import Envelope
 from .attempts import clean
+from .checkpoints import WITH_PROGRESS
 from .connections import Connection
 from .database import Database
 from .rows import envelope_of
-from .schema import deliveries, processes
+from .schema import deliveries, processes, progress
 
 _d, _p = deliveries.c, processes.c
 
@@ -70,6 +71,8 @@ _UNREGISTERED = (
 )
 _RUNNING = (
     select(_d.process_id, _d.id, _d.task, _d.receiver, _d.state, _d.started_at)
+    .add_columns(_d.moved_at, progress.c.at.label("shown_at"))
+    .select_from(WITH_PROGRESS)
     .where(
         _d.audience == bindparam("whose"),
         _d.process_id == bindparam("of"),

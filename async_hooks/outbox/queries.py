@@ -11,13 +11,14 @@ from sqlalchemy import ColumnElement, and_, delete, func, or_, select
 from ..delivery import SHOWN, UNFINISHED, DeliveryState
 from ..validation import checked, seconds_or_zero
 from . import families, groups
+from .checkpoints import WITH_SHOWN
 from .claiming import paused, queue_heads
 from .connections import Connection
 from .database import Database
 from .pauses import pause, resume
 from .processes import BATCH
 from .rows import shown_state
-from .schema import deliveries
+from .schema import deliveries, progress
 
 _d = deliveries.c
 #: What executes is left alone.
@@ -53,8 +54,8 @@ class Queries:
         where = self._where(equal, ids=ids, states=states)
         if root is not None:
             where = and_(where, or_(_d.parent_id == root, _d.root_id == root))
-        query = select(deliveries).where(where).order_by(_d.id.desc()).limit(limit)
-        return self._database.execute(query).rows
+        those = WITH_SHOWN.where(where).order_by(_d.id.desc()).limit(limit)
+        return self._database.execute(those).rows
 
     def count(self, states: Collection[str], **equal: str | None) -> int:
         """Return how many deliveries all of these fit."""
@@ -164,8 +165,9 @@ class Queries:
 
         def body(connection: Connection) -> int:
             rows = connection.execute(old.with_for_update(skip_locked=True)).rows
-            if rows:
-                connection.execute(delete(deliveries).where(_d.id.in_([row.id for row in rows])))
+            if ids := [row.id for row in rows]:
+                connection.execute(delete(progress).where(progress.c.id.in_(ids)))
+                connection.execute(delete(deliveries).where(_d.id.in_(ids)))
             return len(rows)
 
         return self._database.transaction(body)

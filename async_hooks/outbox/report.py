@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from ..delivery import Delivery, DeliveryState
+from ..delivery import Delivery, DeliveryState, progress_in_words
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +97,9 @@ def reason(
         case DeliveryState.EXECUTING:
             is_overdue = any(delivery.id in relay.overdue for relay in relays)
             how = "runs, for longer than its timeout" if is_overdue else "is claimed or runs"
-            return f"Attempt {max(delivery.attempts, 1)} {how}.{error}"
+            shown = progress_in_words(delivery.progress)
+            progress = f" ({shown})" if shown else ""
+            return f"Attempt {max(delivery.attempts, 1)} {how}{progress}.{error}"
     if delivery.state is DeliveryState.WAITING:
         return _what_a_group_waits_for(unfinished, relays)
     alive = [relay for relay in relays if relay.can_relay]

@@ -64,7 +64,10 @@ deliveries = sa.Table(
     sa.Column("limit_key", sa.String(64)),
     sa.Column("rate_key", sa.String(64)),
     sa.Column("ref", sa.String(255)),
+    # Where its next attempt goes on; what the last checkpoint showed, and when that was.
     sa.Column("cursor", _Long),
+    sa.Column("progress", _Long),
+    sa.Column("moved_at", sa.Double),
     sa.Column("paused", sa.Boolean),
     sa.Column("created_at", sa.Double, nullable=False),
     # When the attempt began; NULL while it is only claimed.
@@ -110,6 +113,18 @@ processes = sa.Table(
     sa.Column("seen_at", sa.Double, nullable=False),
     # What keeps it from sending, if anything does.
     sa.Column("problem", _Long),
+    **_MARIADB,
+)
+
+#: What a run has shown of its progress between its checkpoints, and by which claim it runs. The row
+#: stays until its delivery is purged.
+progress = sa.Table(
+    "async_hooks_progress",
+    metadata,
+    sa.Column("id", sa.String(64), primary_key=True),
+    sa.Column("lease", sa.String(64), nullable=False),
+    sa.Column("text", _Long, nullable=False),
+    sa.Column("at", sa.Double, nullable=False),
     **_MARIADB,
 )
 

@@ -15,35 +15,30 @@ not seen if ``close`` throws them away.
 from __future__ import annotations
 
 import itertools
-import re
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 from flask import g
 from sqlalchemy import Connection, event
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.orm import Session, SessionTransaction, scoped_session
+from sqlalchemy.orm import Session, SessionTransaction, SessionTransactionOrigin, scoped_session
 
 from ..delivery import Ending
 from ..envelope import Envelope
 from ..errors import OutboxUnavailable
 from .engines import is_busy
 from .pending import Owner, Pending
+from .sql_words import changes
 from .store import Store
+
+T = TypeVar("T")
 
 _numbers = itertools.count(1)
 
 #: Stands for a context's sessions when it has ended.
 _CLOSED: tuple[Session, ...] = ()
-
-#: First words of a statement in plain SQL that changes nothing; WITH may introduce either.
-_READS = {
-    *("SELECT", "SHOW", "PRAGMA", "EXPLAIN", "DESCRIBE", "VALUES", "TABLE"),
-    *("SET", "BEGIN", "SAVEPOINT", "RELEASE", "ROLLBACK"),
-}
-_FIRST_WORD = re.compile(r"(?:\s|\(|--[^\n]*|/\*.*?\*/)*+(\w+)", re.DOTALL)
-_CHANGE = re.compile(r"\b(INSERT|UPDATE|DELETE|MERGE|REPLACE)\b", re.IGNORECASE)
 
 
 class SessionOutbox:
@@ -123,21 +118,45 @@ class SessionOutbox:
 
         :raises OutboxUnavailable: if the database was busy: nothing was kept.
         """
+        record = partial(self._store.record, envelope, ending)
+        done = self.commit_with(lambda within: record(within=within) or None) is not None
+        if done:
+            self._store.close_parent(envelope, ending)
+        return done
+
+    def commit_with(self, write: Callable[[Connection], T | None]) -> T | None:
+        """Commit the session with what ``write`` does; roll it back, if that returns None.
+
+        :raises OutboxUnavailable: as above.
+        """
         session = self._session()
         try:
-            done = self._store.record(envelope, ending, within=session.connection())
-            if done:
+            done = write(session.connection())
+            if done is not None:
+                # What was launched goes along, whether or not anything else was written.
+                self._pending(session).written.add(None)
                 session.commit()
         except Exception as error:
             session.rollback()
             if isinstance(error, DBAPIError) and is_busy(error):
                 raise OutboxUnavailable(f"The app's database is busy: {error.orig}") from error
             raise
-        if done:
-            self._store.close_parent(envelope, ending)
-        else:
+        if done is None:
             session.rollback()
         return done
+
+    def rollback(self) -> None:
+        """Undo what the session has not committed."""
+        self._session().rollback()
+
+    @property
+    def is_begun_elsewhere(self) -> bool:
+        """Whether a savepoint, or ``session.begin()``, says where its transaction ends."""
+        session = self._session()
+        root = session.get_transaction()
+        return session.in_nested_transaction() or (
+            root is not None and root.origin is SessionTransactionOrigin.BEGIN
+        )
 
     def _pending(self, session: Session) -> Pending:
         pending: Pending = session.info.setdefault(self._key, Pending())
@@ -167,7 +186,7 @@ class SessionOutbox:
     ) -> None:
         found = self._sessions.get(connection)
         session = found() if found is not None else None
-        if session is not None and session.in_transaction() and _changes(statement, context):
+        if session is not None and session.in_transaction() and changes(statement, context):
             pending = self._pending(session)
             pending.written.add(session.get_nested_transaction())
             pending.locks = True
@@ -218,17 +237,6 @@ class SessionOutbox:
             return
         if launches:
             self._keep(launches)
-
-
-def _changes(statement: str, context: Any) -> bool:
-    """Tell whether a statement, so executed, may have changed something."""
-    if context is None:
-        return False
-    if context.compiled is not None and not context.is_text:
-        return bool(context.isinsert or context.isupdate or context.isdelete or context.isddl)
-    first = _FIRST_WORD.match(statement)
-    word = first[1].upper() if first is not None else "SELECT"
-    return word not in _READS and (word != "WITH" or _CHANGE.search(statement) is not None)
 
 
 def _innermost(session: Session) -> SessionTransaction | None:

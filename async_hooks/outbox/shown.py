@@ -8,6 +8,7 @@ from typing import Any
 from ..delivery import Delivery
 from ..receivers import options_of
 from ..state import State
+from .checkpoints import shown_last
 from .report import moment
 from .rows import envelope_of, shown_state
 
@@ -20,10 +21,13 @@ _AS_IT_IS = (
 def delivery_of(state: State, row: Any) -> Delivery:
     """Return the delivery in ``row``; where this code can't read it, what is certain of it."""
     envelope, problem = envelope_of(row, lease=None, attempt=row.attempts)
-    data, result = None, None
+    data, result, cursor, progress = None, None, None, None
     try:
         data = envelope.data if problem is None else None
         result = json.loads(row.result)["result"] if row.result is not None else None
+        cursor = json.loads(row.cursor) if row.cursor is not None else None
+        shown = shown_last(row)
+        progress = json.loads(shown) if shown is not None else None
     except Exception as unreadable:  # One row that can't be read hides no other.
         problem = str(unreadable)
     return Delivery(
@@ -38,4 +42,6 @@ def delivery_of(state: State, row: Any) -> Delivery:
         error=row.error if problem is None else f"This code can't read the row: {problem}",
         result=result,
         data=data,
+        cursor=cursor,
+        progress=progress,
     )

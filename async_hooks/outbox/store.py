@@ -9,7 +9,7 @@ the endpoint begins it, so "begun" and "not begun" can be told apart, whoever di
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -18,7 +18,8 @@ from sqlalchemy import Connection as CoreConnection
 from ..delivery import FINAL, Claim, DeliveryState, Ending
 from ..envelope import Envelope
 from ..errors import AsyncHooksError
-from . import attempts, claiming, groups
+from . import attempts, checkpoints, claiming, groups
+from .checkpoints import Shown
 from .connections import Connection
 from .database import Database
 from .rows import INSERT, Row, add, envelope_of, holder_of, row_of, rows_of
@@ -146,11 +147,11 @@ class Store:
         values = attempts.ended(envelope, ending, now)
 
         def body(connection: Connection) -> bool:
-            return attempts.record(connection, values, additions)
+            return attempts.record(connection, envelope, ending, values, additions)
 
         if within is not None:
             return body(self.database.within(within))
-        if additions:
+        if additions or ending.body is not None:
             done = self.database.transaction(body)
         else:
             done = self.database.execute(attempts.RECORD, values).rowcount == 1
@@ -188,6 +189,47 @@ class Store:
         return self.database.transaction(
             lambda c: sum(c.execute(attempts.RECORD, values).rowcount for values in ends)
         )
+
+    def checkpoint(
+        self,
+        envelope: Envelope,
+        cursor: str,
+        progress: str | None,
+        additions: Sequence[Envelope] = (),
+        within: CoreConnection | None = None,
+    ) -> bool | None:
+        """Keep how far the attempt is, and add ``additions``; return None if it is stale.
+
+        Else tell whether its delivery is paused. ``within`` is as for :meth:`record`.
+        """
+        now = self.now()
+        rows = self._rows(additions, now)
+        values = attempts.fence_of(envelope, envelope.attempt)
+        values |= {"reached": cursor, "shown": progress, "at": now}
+        if within is not None:
+            connection = self.database.within(within)
+            return checkpoints.write_checkpoint(connection, values, rows)
+        return self.database.transaction(
+            lambda c: checkpoints.write_checkpoint(c, values, rows), repeatable=True
+        )
+
+    def write_progress(self, shown: Iterable[tuple[Envelope, str, float]]) -> bool:
+        """Write JSON of the progress of attempts, at times of :meth:`now`.
+
+        Return false, at once, where it can't be written as long as somebody else writes.
+        """
+        each = [Shown(of.id, str(of.lease), text, at) for of, text, at in shown]
+        return checkpoints.write_progress(self.database, each)
+
+    def running(self, envelope: Envelope) -> Any:
+        """Return where the attempt, that began, goes on, and since when; None if it is over."""
+        fence = attempts.fence_of(envelope, envelope.attempt)
+        return self.database.execute(checkpoints.ATTEMPT, fence).one()
+
+    def idle_for(self, envelope: Envelope) -> float | None:
+        """Return the seconds since the attempt began or last moved; None if it is over."""
+        row = self.running(envelope)
+        return None if row is None else self.now() - checkpoints.last_moved(row)
 
     def counters(self, envelope: Envelope) -> tuple[int, int] | None:
         """Return the failures and crashes before this attempt, that began; None if it is stale."""

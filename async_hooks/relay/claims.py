@@ -26,6 +26,7 @@ from ..verdict import Outcome, Verdict
 from .maintenance import MISSED_HEARTBEATS, Maintenance
 from .pool import Pool
 from .process import POLL, SOON, Process
+from .progress import ProgressWriter
 from .relay import Relay
 from .settle import Settler
 from .share import Share
@@ -51,7 +52,6 @@ class Claims:
         share: Share = Share(),  # noqa: B008 - a value
     ) -> None:
         self.process = process
-        #: Whether an attempt did not succeed.
         self.has_failed = False
         self._app = app
         self._config = config
@@ -61,6 +61,7 @@ class Claims:
         self._quota = sys.maxsize if share.quota is None else share.quota
         self._settler = Settler(app, config, opened.store, process)
         self._maintenance = Maintenance(self._settler, opened, share.name, share.queues or ())
+        self._progress = ProgressWriter(process, opened.store)
         self._thread: threading.Thread | None = None
         #: What is claimed and waits for a sender.
         self._ready: queue.SimpleQueue[Envelope | None] = queue.SimpleQueue()
@@ -90,7 +91,8 @@ class Claims:
         if not self._settler.settle(envelope, result):
             return
         process.drop(envelope)
-        if not (isinstance(result, Verdict) and result.outcome is Outcome.COMPLETED):
+        well = (Outcome.COMPLETED, Outcome.INTERRUPTED, Outcome.CONTINUED)
+        if not (isinstance(result, Verdict) and result.outcome in well):
             self.has_failed = True
         claimed = len(process.claimed)
         is_idle = self._share.idle is not None and not claimed
@@ -152,13 +154,14 @@ class Claims:
         while not process.ended.is_set():
             try:
                 process.notifier.listen(process.runtime_name, process.id)
-                if process.stopping.is_set() or not self._maintenance.relays:
+                seconds = POLL
+                if process.is_stopping or not self._maintenance.relays:
                     # What still runs must not be taken for dead.
                     self._maintenance.live()
-                    process.notifier.wait(POLL)
                 else:
                     self._tick()
-                    process.notifier.wait(min(POLL * uniform(0.8, 1.2), self._next_due))  # noqa: S311
+                    seconds = min(POLL * uniform(0.8, 1.2), self._next_due)  # noqa: S311
+                process.notifier.wait(self._progress.write(seconds))
                 pause, process.own_problem = 0.0, None
             except Exception as error:  # It makes a pause, and never takes the app down.
                 # No longer than a heartbeat: who pauses must not be taken for dead.

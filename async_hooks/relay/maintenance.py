@@ -8,11 +8,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ..envelope import Envelope
+from ..receivers import options_of
+from ..state import state_of
 from ..verdict import Outcome
 from .kinds import Kinds
 from .outcomes import LOST
 from .runs import key_of
-from .settle import Settler
+from .settle import LONGEST_WAIT, Settler
 
 if TYPE_CHECKING:  # What SQLAlchemy is needed for is made elsewhere.
     from ..outbox.open import Opened
@@ -144,8 +146,19 @@ class Maintenance:
         for key, (envelope, deadline) in list(self._process.awaited.items()):
             has_verdict = self._process.runs.verdict_on(envelope) is not None
             if has_verdict or (now >= deadline and envelope not in self._process.runs):
+                if not has_verdict and self._is_moving(envelope):
+                    continue
                 self._settler.each([envelope], self._settle_begun)
                 self._process.awaited.pop(key, None)
+
+    def _is_moving(self, envelope: Envelope) -> bool:
+        """Tell whether the attempt is in time by its last checkpoint; then go on waiting for it."""
+        idle = self._store.idle_for(envelope)
+        timeout = min(options_of(state_of(self._app), envelope).timeout, LONGEST_WAIT)
+        if idle is None or idle >= timeout:
+            return False
+        self._process.leave(envelope, timeout - idle)
+        return True
 
     def _settle_begun(self, envelope: Envelope) -> None:
         """Settle an attempt that began, by the verdict on it if this process has one."""

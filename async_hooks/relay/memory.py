@@ -163,8 +163,8 @@ def report(app: Flask, envelope: Envelope, result: Result) -> None:
     error = result.error or result.outcome
     if result.outcome is Outcome.DISCARDED:
         send_in_context(task_discarded, app, envelope=envelope, error=error)
-    elif result.outcome is Outcome.RETRY:
-        what = "Envelope %s asks for a retry, which needs an outbox."
-        logger.error(what, envelope.id, extra=ids(envelope))
+    elif result.outcome in (Outcome.RETRY, Outcome.CONTINUED):
+        what = "Envelope %s asks for another run (%s), which needs an outbox."
+        logger.error(what, envelope.id, result.outcome, extra=ids(envelope))
     else:
         send_in_context(task_failed, app, envelope=envelope, exception=TransportError(error))

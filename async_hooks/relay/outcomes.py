@@ -47,6 +47,8 @@ RULES: dict[str, Rule] = {
     Outcome.BUSY: Rule(Action.WAIT, slows=True),
     Outcome.UNWRITTEN: Rule(Action.WAIT, slows=True),
     Outcome.EXPIRED: Rule(Action.WAIT, slows=True),
+    Outcome.INTERRUPTED: Rule(Action.WAIT),
+    Outcome.CONTINUED: Rule(Action.WAIT),
     Outcome.REPLAYED: Rule(Action.WATCH),
     "timeout": Rule(Action.WATCH, slows=True, breaks=True),
     "connection-broken": Rule(Action.AT_ONCE, "a crash", slows=True, breaks=True),

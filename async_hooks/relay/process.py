@@ -13,6 +13,7 @@ from random import uniform
 from ..envelope import Envelope, new_id
 from ..host.liveness import ProcessLock
 from ..host.notifier import Notifier
+from ..host.stopping import is_server_stopping
 from ..verdict import Verdict
 from .runs import Key, Running, Runs, key_of
 
@@ -93,7 +94,9 @@ class Process:
         self.claimed: dict[str, Claimed] = {}
         #: How much may be claimed: more while it is quickly done, less once some had to go back.
         self.prefetch = 0
-        self.runs = Runs(report)
+        #: Ends the waiting of the thread that claims.
+        self.notifier = Notifier()
+        self.runs = Runs(report, self.notifier.notify)
         #: Set when it has a row in the table, or is about to: only then others see it die.
         self.is_registered = threading.Event()
         #: Attempts that are left to whoever runs them, and until when.
@@ -103,8 +106,6 @@ class Process:
         self.breaker = Breaker()
         #: What keeps the claiming itself from working.
         self.own_problem: str | None = None
-        #: Ends the waiting of the thread that claims.
-        self.notifier = Notifier()
         #: Set when nothing more is claimed, and when what still runs is left to the others.
         self.stopping = threading.Event()
         self.ended = threading.Event()
@@ -115,6 +116,11 @@ class Process:
     def liveness(self) -> ProcessLock:
         """What shows the others on this machine that it lives, held from its first use on."""
         return ProcessLock(self.runtime_name, self.id)
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether it, or its server, lets what runs come to an end, and begins nothing."""
+        return self.stopping.is_set() or is_server_stopping()
 
     @property
     def problem(self) -> str | None:
@@ -184,8 +190,8 @@ class Process:
         """Note that the attempt is over here, whatever became of it."""
         run = self.runs.finish(envelope, verdict)
         is_settled = envelope.lease is None or verdict.is_recorded
-        if run is not None and run.is_overdue and not (is_settled or self._sends(envelope)):
-            self.leave(envelope, 0.0)  # Who sent it has hung up.
+        if run is not None and run.is_given_up and not (is_settled or self._sends(envelope)):
+            self.leave(envelope, 0.0)
 
     def leave(self, envelope: Envelope, seconds: float) -> None:
         """Leave an attempt to whoever runs it, for ``seconds`` if that is not seen here."""

@@ -38,7 +38,7 @@ _ASIDE = 60.0
 _MOST_REFUSALS = 20
 
 #: The most seconds that an attempt is waited for of which nobody says that it began.
-_LONGEST_WAIT = 3600.0
+LONGEST_WAIT = 3600.0
 
 #: Verdicts that are given before an attempt begins: they say nothing of an earlier copy of it.
 _BEFORE = (Outcome.BUSY, Outcome.EXPIRED)
@@ -90,11 +90,12 @@ class Settler:
         if verdict.outcome is Outcome.INTERCEPTED:
             self._record_refusal(envelope, error)
             return
-        if rule.action not in (Action.PARK, Action.WAIT):
+        if verdict.is_recorded or rule.action not in (Action.PARK, Action.WAIT):
             self.process.note_arrival(envelope)
+        if verdict.is_recorded:
+            return
         if rule.action is Action.COMPLETE:
-            if not verdict.is_recorded:
-                self.store.record(envelope, Ending(DeliveryState.COMPLETED))
+            self.store.record(envelope, Ending(DeliveryState.COMPLETED))
         elif rule.action is Action.PARK:
             kind = (envelope.task, envelope.receiver or "")
             self.process.parked[kind] = self.process.monotonic() + _PARKED
@@ -247,7 +248,7 @@ class Settler:
         if envelope not in process.runs and self.store.holder(envelope) not in (None, process.id):
             return
         timeout = options_of(state_of(self.app), envelope).timeout
-        process.leave(envelope, min(timeout, _LONGEST_WAIT))
+        process.leave(envelope, min(timeout, LONGEST_WAIT))
 
     def _may_still_run(self, envelope: Envelope) -> bool:
         """Tell whether the process that began with it is not known to be dead."""

@@ -19,7 +19,7 @@ from async_hooks.outbox.database import Database
 from async_hooks.outbox.engines import engine_for
 from async_hooks.outbox.processes import Orphan, Processes
 from async_hooks.outbox.queries import Queries
-from async_hooks.outbox.schema import deliveries, pauses, processes
+from async_hooks.outbox.schema import deliveries, pauses, processes, progress
 from async_hooks.outbox.statements import Result
 from async_hooks.outbox.store import Store
 from tests.support.databases import fresh_database
@@ -234,7 +234,7 @@ class Outbox(Steps):
 
     def clear(self) -> None:
         def body(connection: Connection) -> None:
-            for table in (deliveries, processes, pauses):
+            for table in (deliveries, progress, processes, pauses):
                 connection.execute(delete(table))
 
         self.database.transaction(body)
