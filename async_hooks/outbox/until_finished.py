@@ -1,4 +1,4 @@
-"""Waiting for the end of a delivery, where that holds nobody up who would bring it about."""
+"""Waiting for the end of a delivery, where it keeps no thread that the delivery may need."""
 
 from __future__ import annotations
 

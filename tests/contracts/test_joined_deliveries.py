@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -14,75 +14,9 @@ from sqlalchemy import event
 from sqlalchemy.exc import OperationalError
 
 from async_hooks import AsyncTask
-from async_hooks.delivery import Claim
-from async_hooks.envelope import Envelope
-from async_hooks.receivers import kinds_of
-from async_hooks.state import state_of
-from async_hooks.transports.in_process import InProcess
 from async_hooks.verdict import Outcome, Verdict
-from tests.support.databases import KINDS, fresh_database
+from tests.contracts.joined import Runner
 from tests.support.joined_shop import READS, Shop, in_threads, losses_heard
-
-
-class Runner(Shop):
-    """A shop whose deliveries run when the test wants.
-
-    All that these tests know of the library's inside stands here.
-    """
-
-    def receive(self, receiver: Callable[..., Any], name: str = "receiver") -> None:
-        self.hooks.receiver(self.action, name=name, backoff=lambda attempt: 0)(receiver)
-
-    def dispatch(self, **options: Any) -> str:
-        """Launch, outside of any request."""
-        with self.app.app_context():
-            return self.task.dispatch({"n": 1}, **options)
-
-    def states(self) -> dict[int, tuple[str, int]]:
-        """Return state and attempts of each number."""
-        return {each.data["n"]: (each.state, each.attempts) for each in self.deliveries()}
-
-    def claim(self) -> list[Envelope]:
-        state = state_of(self.app)
-        assert state.store is not None
-        return state.store.claim(Claim("a process", "a lease"), kinds_of(state), 100)[0]
-
-    def run(self, envelope: Envelope) -> Verdict:
-        return InProcess(self.app).send(envelope)
-
-    def work(self, then: Callable[[], object] = lambda: None) -> list[Verdict]:
-        """Run what is due, each once, call ``then`` after each, and settle it."""
-        relay: Any = state_of(self.app).relay
-        verdicts = []
-        for envelope in self.claim():
-            verdicts.append(self.run(envelope))
-            then()
-            relay.source.settle(envelope, verdicts[-1])
-        return verdicts
-
-    def steal(self) -> None:
-        """Let what executes be another's, as after a lease that ran out."""
-        self.write("UPDATE async_hooks_deliveries SET lease = 'another' WHERE state = 'executing'")
-
-
-@pytest.fixture(scope="module", params=[*KINDS, "plain"])
-def database(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[str, bool]]:
-    is_plain = request.param == "plain"
-    folder = tmp_path_factory.mktemp("joined")
-    with fresh_database("sqlite" if is_plain else request.param, folder) as url:
-        yield url, is_plain
-
-
-@pytest.fixture
-def shop(database: tuple[str, bool], action: str) -> Iterator[Runner]:
-    url, is_plain = database
-    shop = Runner(url, action, is_plain=is_plain)
-    assert shop.sent() == []  # SQLite's tables are made at the first use.
-    yield shop
-    shop.write("DELETE FROM async_hooks_deliveries", "DELETE FROM orders")
-    shop.engine.dispose()
 
 
 def test_a_unique_key_holds_within_a_transaction_and_beyond_its_commit(shop: Runner) -> None:
