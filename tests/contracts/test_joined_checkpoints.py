@@ -84,7 +84,7 @@ def test_what_the_step_of_a_stale_attempt_did_and_launched_vanishes(shop: Runner
 
 
 def test_a_stale_attempt_that_goes_on_whatever_it_is_told_changes_nothing(shop: Runner) -> None:
-    told = []
+    told: list[type[BaseException]] = []
 
     def receiver(sender: Any, *, n: int) -> None:
         shop.steal()
