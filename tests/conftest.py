@@ -27,6 +27,8 @@ _LONG = re.compile(
     r"|test_killed_workers\.py.*random_killer.*\[(sqlite|mariadb|app)-"
     r"|test_outages\.py.*\[mariadb\]"
     r"|test_long_runs\.py.*killed_all.*\[(mariadb-app-web|sqlite-own-web)\]"
+    r"|test_long_runs\.py.*never_overdue.*"
+    r"\[(in_process-checkpoint|elsewhere-progress|worker-checkpoint|loopback-progress)\]"
     r"|test_overdue\.py.*\[(loopback-app|in_process-memory|in_process-app)\]"
 )
 

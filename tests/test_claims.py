@@ -170,6 +170,7 @@ def test_a_completed_attempt_is_written_once_by_whoever_knows(shop: Shop) -> Non
         (Verdict(Outcome.UNWRITTEN, "no"), True, 0, 0),
         (Verdict(Outcome.EXPIRED, "no"), False, 0, 0),
         (Verdict(Outcome.UNKNOWN, "no"), True, 0, 0),
+        (Verdict(Outcome.INTERRUPTED, "no"), True, 0, 0),
         (Unreachable("no"), False, 0, 0),
         (TimedOut("no"), False, 0, 0),
         (ConnectionBroken("no"), False, 0, 0),
@@ -855,3 +856,40 @@ def test_an_attempt_of_which_nobody_knows_is_not_waited_for_for_ever(
     shop.clock.at += 3601
     process.turn()
     assert shop.delivery(launched).error == "Its outcome is unknown."
+
+
+@pytest.mark.parametrize("how", ["checkpoint", "progress"])
+def test_an_attempt_that_moves_is_never_taken_for_lost_whoever_runs_it(
+    shop: Shop, how: str
+) -> None:
+    """Its process has no relay, and its sender has hung up: all that is seen is that it moves."""
+    [launched] = shop.launch()
+    process = shop.peer()
+    [envelope] = process.turn()
+    begin_elsewhere(process, envelope)
+    process.claims.settle(envelope, TimedOut("no"))
+    for step in range(5):
+        shop.clock.at += 25
+        if how == "checkpoint":
+            assert process.store.checkpoint(envelope, str(step), None) is False
+        else:
+            assert process.store.write_progress([(envelope, "{}", process.store.now())])
+        process.heartbeat(shop)
+        assert shop.delivery(launched).state is DeliveryState.EXECUTING
+    shop.clock.at += 2 * 30 + 3
+    process.turn()
+    assert shop.delivery(launched).error == "Its outcome is unknown."
+
+
+def test_a_run_that_moved_and_fails_is_settled_by_its_own_process_if_its_sender_has_hung_up(
+    shop: Shop,
+) -> None:
+    launched, sender, executor, envelope = sent_and_begun(shop)
+    sender.claims.settle(envelope, TimedOut("no"))
+    [running] = executor.process.runs._running.values()
+    running.awaited_until = 0.0
+    executor.process.runs.move_deadline(envelope, 30)
+    assert not running.is_overdue
+    executor.process.finish(envelope, Verdict(Outcome.DISCARDED, "not wanted"))
+    executor.turn()
+    assert shop.delivery(launched).state is DeliveryState.DISCARDED

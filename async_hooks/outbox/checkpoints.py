@@ -22,6 +22,9 @@ from .statements import InsertMissing
 
 _d, _p = deliveries.c, progress.c
 
+#: Seconds after which progress that was shown is written, at the latest, as long as all goes well.
+_LATEST = 2.0
+
 _IS_WHERE_IT_WAS = _d.cursor == sa.bindparam("reached")
 
 #: Keeps how far an attempt is; :func:`.attempts.fence_of` has its values, and ``reached``,
@@ -125,8 +128,9 @@ def _write_at_once(connection: Connection, shown: Sequence[Shown]) -> bool:
 
 
 def last_moved(row: Any) -> float:
-    """Return when the attempt in ``row`` began, or last said that it goes on."""
-    return max(float(at) for at in (row.started_at, row.moved_at, row.shown_at) if at is not None)
+    """Return when the attempt in ``row`` began, or last said that it goes on; not too early."""
+    shown_at = None if row.shown_at is None else row.shown_at + _LATEST
+    return max(float(at) for at in (row.started_at, row.moved_at, shown_at) if at is not None)
 
 
 def shown_last(row: Any) -> str | None:
