@@ -15,6 +15,7 @@ _OURS = {
     "async_hooks_deliveries",
     "async_hooks_processes",
     "async_hooks_pauses",
+    "async_hooks_progress",
     "async_hooks_schema",
     "async_hooks_relays",
 }

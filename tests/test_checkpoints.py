@@ -248,6 +248,18 @@ def test_a_run_that_swallows_it_is_interrupted_again_and_its_end_counts(
     assert (delivery.state, delivery.result, delivery.cursor) == ("completed", "done", 2)
 
 
+def test_an_asynchronous_run_is_interrupted_as_any_other(tmp_path: Path, action: str) -> None:
+    async def run(data: dict[str, Any]) -> None:
+        shop.process.stopping.set()
+        assert current_envelope.cursor is None
+        current_envelope.checkpoint(7)
+
+    shop = Shop(tmp_path, action, run)
+    launched = shop.dispatch()
+    [verdict] = shop.work()
+    assert (verdict.outcome, shop.delivery(launched).cursor) == (Outcome.INTERRUPTED, 7)
+
+
 def test_what_is_launched_behind_the_checkpoint_that_interrupts_is_launched_again(
     tmp_path: Path, action: str
 ) -> None:

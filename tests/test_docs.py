@@ -54,6 +54,9 @@ def test_each_promise_about_a_fault_names_tests_that_are_there() -> None:
 def _row(name: str, rule: Rule, ending: str) -> str:
     slower = ", slower" if rule.slows else ""
     begun = rule.action + (slower if rule.action is Action.WAIT else "")
-    runs = (Outcome.COMPLETED, Outcome.FAILED, Outcome.RETRY, Outcome.DISCARDED)
+    runs = (
+        *(Outcome.COMPLETED, Outcome.FAILED, Outcome.RETRY, Outcome.DISCARDED),
+        *(Outcome.INTERRUPTED, Outcome.CONTINUED),
+    )
     not_begun = "" if ending in runs else f"sent again{slower}"
     return f"| {name} | {begun} | {rule.counts} | {not_begun} |".replace("|  |", "| |")

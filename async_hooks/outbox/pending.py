@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy.orm import SessionTransaction
+from sqlalchemy.orm import Session, SessionTransaction
 
 from ..envelope import Envelope
 
@@ -46,3 +46,15 @@ class Pending:
         """Let what is of ``owner`` be undone."""
         self.launches = [pair for pair in self.launches if pair[1] is not owner]
         self.written.discard(owner)
+
+
+def innermost(session: Session) -> SessionTransaction | None:
+    return session.get_nested_transaction() or session.get_transaction()
+
+
+def outer(savepoint: SessionTransaction) -> Owner:
+    """Return the savepoint that ``savepoint`` lies in, None for the root."""
+    outer = savepoint.parent
+    while outer is not None and not outer.nested:
+        outer = outer.parent
+    return outer

@@ -29,7 +29,7 @@ from ..delivery import Ending
 from ..envelope import Envelope
 from ..errors import OutboxUnavailable
 from .engines import is_busy
-from .pending import Owner, Pending
+from .pending import Pending, innermost, outer
 from .sql_words import changes
 from .store import Store
 
@@ -116,7 +116,7 @@ class SessionOutbox:
     def record(self, envelope: Envelope, ending: Ending) -> bool:
         """Commit the session with ``ending``; roll it back, and return false, if that is stale.
 
-        :raises OutboxUnavailable: if the database was busy: nothing was kept.
+        :raises OutboxUnavailable: if the database was busy, or went away.
         """
         record = partial(self._store.record, envelope, ending)
         done = self.commit_with(lambda within: record(within=within) or None) is not None
@@ -137,9 +137,14 @@ class SessionOutbox:
                 self._pending(session).written.add(None)
                 session.commit()
         except Exception as error:
-            session.rollback()
-            if isinstance(error, DBAPIError) and is_busy(error):
-                raise OutboxUnavailable(f"The app's database is busy: {error.orig}") from error
+            known = error if isinstance(error, DBAPIError) else None
+            if known is not None and known.connection_invalidated:
+                self._pending(session).take()
+                session.invalidate()  # A connection that is lost can't be asked to undo.
+            else:
+                session.rollback()
+            if known is not None and (known.connection_invalidated or is_busy(known)):
+                raise OutboxUnavailable(f"The app's database is away: {known.orig}") from error
             raise
         if done is None:
             session.rollback()
@@ -202,11 +207,11 @@ class SessionOutbox:
             pending.inserted = {envelope.id for envelope in launches}
 
     def _after_commit(self, session: Session) -> None:
-        self._pending(session).committed = _innermost(session)
+        self._pending(session).committed = innermost(session)
 
     def _after_rollback(self, session: Session) -> None:
         pending, savepoint = self._pending(session), session.get_nested_transaction()
-        pending.rolled_back = _innermost(session)
+        pending.rolled_back = innermost(session)
         pending.drop(savepoint)
         pending.locks = pending.locks and savepoint is not None
 
@@ -215,7 +220,7 @@ class SessionOutbox:
         if transaction.nested and pending.rolled_back is transaction:
             pending.drop(transaction)
         elif transaction.nested:
-            pending.move(transaction, _outer(transaction))
+            pending.move(transaction, outer(transaction))
         elif transaction.parent is None:
             self._end(pending, transaction, is_lost=self._has_written(session))
 
@@ -237,18 +242,6 @@ class SessionOutbox:
             return
         if launches:
             self._keep(launches)
-
-
-def _innermost(session: Session) -> SessionTransaction | None:
-    return session.get_nested_transaction() or session.get_transaction()
-
-
-def _outer(savepoint: SessionTransaction) -> Owner:
-    """Return the savepoint that ``savepoint`` lies in, None for the root."""
-    outer = savepoint.parent
-    while outer is not None and not outer.nested:
-        outer = outer.parent
-    return outer
 
 
 def _listen(target: Any, method: Callable[..., None]) -> None:

@@ -288,3 +288,27 @@ def test_a_cancelled_run_is_interrupted_whatever_its_session_still_sees(
 def cancel(shop: Runner) -> None:
     with shop.app.app_context():
         assert shop.hooks.outbox.cancel(first(shop).id)
+
+
+def test_a_database_that_goes_away_interrupts_and_no_step_is_skipped(
+    tmp_path: Path, action: str
+) -> None:
+    with fresh_database("postgresql", tmp_path) as url:
+        shop = Runner(url, action)
+
+        def hang_up_at_2(shop: Runner, step: int) -> None:
+            if step == 2 and len(steps.began) == 1:
+                shop.session.flush()
+                pid = shop.execute("SELECT pg_backend_pid()").scalar()
+                in_threads(lambda: shop.write(f"SELECT pg_terminate_backend({pid}, 5000)"))
+
+        steps = Steps(shop, hang_up_at_2)
+        shop.dispatch()
+        [verdict] = shop.work()
+        assert verdict.outcome is Outcome.UNWRITTEN
+        with shop.app.app_context():
+            assert shop.hooks.outbox.retry(first(shop).id)
+        shop.work()
+        assert steps.began == [1, 2]
+        steps.assert_complete()
+        shop.engine.dispose()

@@ -27,6 +27,7 @@ from async_hooks.state import state_of
 from tests.servers import stepping_shop
 from tests.support.databases import fresh_database
 from tests.support.servers import answers, free_port
+from tests.support.services import require_module
 from tests.support.site import Site, gunicorn, running
 from tests.support.waiting import wait_until
 
@@ -61,13 +62,31 @@ class Long:
         stack.callback(lambda: store.database.engine.dispose())
 
     def serve(self, *options: str, **environ: str) -> Site:
+        threads = ("-k", "gthread", "--threads", "8")
+        return self._listen(gunicorn(*options, *threads, app=APP), "-b", **environ)
+
+    def _listen(self, command: list[str], bind: str, **environ: str) -> Site:
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
-        bind = ("-b", f"127.0.0.1:{port}", "-k", "gthread", "--threads", "8")
-        command = gunicorn(*options, *bind, app=APP)
+        where = f"127.0.0.1:{port}" if bind == "-b" else str(port)
         is_up = lambda: answers(("127.0.0.1", port))  # noqa: E731
         every = {**self.environ, **environ}
-        return self.stack.enter_context(running(self.folder, command, is_up, **every))
+        return self.stack.enter_context(
+            running(self.folder, [*command, bind, where], is_up, **every)
+        )
+
+    def begin(self, how: str) -> Site:
+        """Start one process that delivers."""
+        if how == "worker":
+            return self.work()
+        if how == "web":
+            site = self.serve("-w", "1", "--graceful-timeout", "60")
+        else:
+            require_module("uvicorn")
+            command = [sys.executable, "-m", "uvicorn", "--interface", "wsgi", "--factory"]
+            site = self._listen([*command, APP.removesuffix("()")], "--port")
+        self.visit()
+        return site
 
     def work(self, *options: str) -> Site:
         command = [*WORKER, "async-hooks", "worker", *options]
@@ -169,12 +188,10 @@ def test_a_run_that_is_killed_all_the_time_takes_every_step_once(
         assert taken.total() <= steps + kills
 
 
-@pytest.mark.parametrize("how", ["web", "worker"])
+@pytest.mark.parametrize("how", ["web", "worker", "uvicorn"])
 def test_a_process_that_drains_hands_its_long_run_on(start: Start, how: str) -> None:
     long = start("sqlite", "app")
-    site = long.serve("-w", "1", "--graceful-timeout", "60") if how == "web" else long.work()
-    if how == "web":
-        long.visit()
+    site = long.begin(how)
     launched = long.launch(60, 0.1)
     wait_until(lambda: long.reached(launched) > 3, site.log)
     site.process.send_signal(signal.SIGTERM)
@@ -182,11 +199,7 @@ def test_a_process_that_drains_hands_its_long_run_on(start: Start, how: str) -> 
     delivery = long.delivery(launched)
     assert (delivery.state, delivery.attempts, delivery.crashes) == ("available", 0, 0)
     assert 3 < (delivery.cursor or 0) < 60
-    if how == "web":
-        site = long.serve("-w", "1")
-        long.visit()
-    else:
-        site = long.work()
+    site = long.begin(how)
     wait_until(lambda: long.delivery(launched).is_finished, site.log)
     assert (long.effects(), long.echoes()) == (once(60), once(60))
     delivery = long.delivery(launched)
