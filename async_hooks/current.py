@@ -64,7 +64,10 @@ class CurrentEnvelope(Envelope):
 
     @property
     def cursor(self) -> Any:
-        """What the last checkpoint of this delivery said, whichever attempt made it; else None."""
+        """What the last checkpoint of this delivery said, whichever attempt made it; else None.
+
+        :raises Interrupted: if the delivery was cancelled, or is another attempt's.
+        """
         return _checkpoints("cursor").cursor
 
     @property
