@@ -97,8 +97,9 @@ class Checkpoints:
                 "'checkpoint' commits the session, and a savepoint or 'session.begin()' is open. "
                 "Leave its block first, and end a step by the checkpoint, as by session.commit()."
             )
-        if self.interruption in _LOST:  # A step is missing before what would be kept here.
-            self._interrupt(self.interruption)
+        before = self.interruption
+        if before is not None and before in _LOST:  # A step before this one is missing.
+            self._interrupt(before)
         try:
             is_paused = self._write(reached, self._attempt.take_launches())
         except OutboxUnavailable as error:
@@ -106,7 +107,7 @@ class Checkpoints:
         if is_paused is None:
             self._interrupt(Interruption.REPLACED)
         self._cursor = reached
-        reason = self.interruption or self._reason_to_end(is_paused=is_paused)
+        reason = before or self._reason_to_end(is_paused=is_paused)
         if reason is not None:
             self._interrupt(reason)
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.sql.dml import UpdateBase
 
 from .attempts import FENCE
@@ -116,7 +117,7 @@ def _write_at_once(connection: Connection, shown: Sequence[Shown]) -> bool:
     connection.say("PRAGMA busy_timeout = 0")
     try:
         connection.say("BEGIN IMMEDIATE")
-    except sa.exc.DBAPIError as error:
+    except DBAPIError as error:
         if is_busy(error):
             return False
         raise

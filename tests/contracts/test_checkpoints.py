@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -18,8 +18,14 @@ from tests.contracts.outboxes import NOW, Outbox, envelope
 STEP = '{"done":1,"total":2,"text":null}'
 
 
-def checkpoint(outbox: Outbox, running: Envelope, cursor: str = "1", *more: Any) -> bool | None:
-    return outbox.store.checkpoint(running, cursor, *(more or (None,)))
+def checkpoint(
+    outbox: Outbox,
+    running: Envelope,
+    cursor: str = "1",
+    shown: str | None = None,
+    launched: Sequence[Envelope] = (),
+) -> bool | None:
+    return outbox.store.checkpoint(running, cursor, shown, launched)
 
 
 def show(outbox: Outbox, running: Envelope, text: str = STEP, at: float = NOW) -> bool:

@@ -51,7 +51,9 @@ class Steps(AsyncTask):
                 current_envelope.progress(step, data["steps"])
                 continue
             if current_app.config["ASYNC_HOOKS_OUTBOX"] == "app":
-                db.session.add(Effect(step=step))
+                effect: Any = Effect()
+                effect.step = step
+                db.session.add(effect)
             Echo.dispatch({"step": step})
             current_envelope.checkpoint(step, done=step, total=data["steps"])
         note(ended=current_envelope.attempt)
