@@ -21,7 +21,6 @@ from async_hooks import (
     async_signal,
 )
 from async_hooks.actions import nopriv_signal
-from async_hooks.connected import connected, end_period
 from async_hooks.receivers import kinds_of, receivers_of
 from async_hooks.state import state_of
 from async_hooks.task import Auth
@@ -428,28 +427,3 @@ def test_what_is_left_out_and_differs_is_warned_of_once(
     for _ in range(2):
         assert len(receivers_of(state_of(app), task, anonymous=True)) == 1
     assert caplog.text.count("of the latest app of this process only") == 1
-
-
-def test_what_is_collected_meanwhile_disturbs_nobody_who_looks(action: str) -> None:
-    app, _ = make_app()
-
-    def connect_garbage() -> None:
-        def receive(sender: Flask) -> object:
-            return receive  # A cycle: only the collector ends its connection.
-
-        async_signal(action).connect(receive)
-
-    threshold = gc.get_threshold()
-    try:
-        for _ in range(20):
-            gc.disable()
-            for _ in range(20):
-                connect_garbage()
-            gc.enable()
-            gc.set_threshold(1)
-            end_period()
-            gc.set_threshold(*threshold)
-            connected([async_signal(action)], app, state_of(app).tasks)
-    finally:
-        gc.enable()
-        gc.set_threshold(*threshold)
