@@ -118,7 +118,8 @@ def stepping(log: list[Any], breaks: Callable[[int], object] = lambda step: None
 
 
 def pause(shop: Shop) -> None:
-    shop.sql("UPDATE async_hooks_deliveries SET paused = 1")
+    [delivery] = shop.ask(lambda outbox: outbox.find())
+    assert shop.ask(lambda outbox: outbox.pause_delivery(delivery.id))
 
 
 def stop(shop: Shop) -> None:
@@ -161,7 +162,10 @@ def test_a_run_is_interrupted_at_its_next_checkpoint_and_goes_on_there(
     assert (delivery.cursor, delivery.error) == (2, None)
     assert [name for name in ("failed", "succeeded", "retrying") if facts.of(name)] == []
     assert not caplog.records
-    shop.sql("UPDATE async_hooks_deliveries SET paused = NULL, state = 'available'")
+    assert delivery.paused is (interrupt is pause)
+    if delivery.paused:
+        assert shop.work() == []
+        assert shop.ask(lambda outbox: outbox.resume_delivery(launched))
     shop.process.stopping.clear()
     signal.signal(signal.SIGTERM, before)
     [verdict] = shop.work()
