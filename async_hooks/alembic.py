@@ -16,6 +16,7 @@ _OURS = {
     "async_hooks_processes",
     "async_hooks_pauses",
     "async_hooks_progress",
+    "async_hooks_keys",
     "async_hooks_schema",
     "async_hooks_relays",
 }

@@ -18,9 +18,11 @@ from .validation import (
     moment,
     names,
     needs_outbox,
+    one_of,
     optional,
     priority_number,
     queue_name,
+    rate,
     seconds,
     seconds_or_zero,
 )
@@ -28,12 +30,29 @@ from .validation import (
 _FOR_OUTBOX = (
     *("queue", "delay", "max_attempts", "backoff", "unique_key", "ref", "finish", "discarded"),
     *("expires", "slice_seconds"),
+    *("limit", "rate", "debounce", "unique_until", "unique_for"),
 )
+
+#: What is nothing without another.
+_NEEDS = {
+    "limit_key": "limit",
+    "rate_key": "rate",
+    "burst": "rate",
+    "debounce": "unique_key",
+    "debounce_max": "debounce",
+    "merge": "debounce",
+}
+#: Pairs that exclude each other: both say when it runs, or until when its key is taken.
+_EXCLUDE = (("debounce", "delay"), ("debounce", "unique_for"), ("unique_until", "unique_for"))
 
 
 def option_for_outbox(task: type[AsyncTask]) -> str | None:
     """Return the first option that ``task`` declares and that needs an outbox."""
-    return next((k for k in _FOR_OUTBOX if getattr(task, k) != getattr(AsyncTask, k)), None)
+    return next((key for key in _FOR_OUTBOX if _declares(task, key)), None)
+
+
+def _declares(task: type[AsyncTask], key: str) -> bool:
+    return bool(getattr(task, key) != getattr(AsyncTask, key))
 
 
 def check(task: type[AsyncTask]) -> None:
@@ -49,7 +68,27 @@ def check(task: type[AsyncTask]) -> None:
     action_name(task.action)
     for key, check_value in _OF_A_TASK.items():
         checked(check_value, getattr(task, key), key, where=where)
+    _refuse_combinations(task)
     _refuse_misspelt(task)
+
+
+def _refuse_combinations(task: type[AsyncTask]) -> None:
+    where = task.__qualname__
+    for key, needed in _NEEDS.items():
+        if _declares(task, key) and not _declares(task, needed):
+            raise ConfigError(
+                f"{where!r}: {key!r} has no effect without {needed!r}. "
+                f"Declare {needed!r} as well, or leave {key!r} out."
+            )
+    for key, other in _EXCLUDE:
+        if _declares(task, key) and _declares(task, other):
+            raise ConfigError(f"{where!r}: {key!r} and {other!r} exclude each other. Remove one.")
+    quiet, most = task.debounce, task.debounce_max
+    if quiet is not None and most is not None and seconds(most) < seconds(quiet):
+        raise ConfigError(
+            f"{where!r}: expected 'debounce_max' to be at least 'debounce', {quiet!r}, "
+            f"got: {most!r}"
+        )
 
 
 def _refuse_misspelt(task: type[AsyncTask]) -> None:
@@ -112,9 +151,14 @@ _OTHERS = {
     "alias": "aliases",
     "countdown": "delay",
     "ttl": "expires",
+    **dict.fromkeys(("rate_limit", "throttle"), "rate"),
+    **dict.fromkeys(("max_concurrency", "concurrency"), "limit"),
 }
 
-_METHODS = ("prepare_data", "run_action", "backoff", "unique_key", "ref", "finish", "discarded")
+_METHODS = (
+    *("prepare_data", "run_action", "backoff", "unique_key", "ref", "finish", "discarded"),
+    *("limit_key", "rate_key", "merge"),
+)
 
 _OPTIONS: Mapping[str, Callable[[Any], Any]] = {
     "auth_level": expecting(
@@ -128,6 +172,13 @@ _OPTIONS: Mapping[str, Callable[[Any], Any]] = {
     "expires": optional(seconds),
     "slice_seconds": optional(seconds),
     "queue": queue_name,
+    "limit": optional(count),
+    "rate": optional(rate),
+    "burst": count,
+    "debounce": optional(seconds),
+    "debounce_max": optional(seconds),
+    "unique_until": one_of("started", "finished"),
+    "unique_for": optional(seconds),
 }
 _OF_A_TASK = {**_OPTIONS, **dict.fromkeys(_METHODS, a_function)}
 _OF_A_LAUNCH = {**_OPTIONS, "run_at": moment}

@@ -7,7 +7,7 @@ import itertools
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from .host.per_process import PerProcess
@@ -28,6 +28,16 @@ class Origin(NamedTuple):
     root: str
 
 
+class Hold(NamedTuple):
+    """Deliveries that wait for their turn together: those with ``key`` in a ``column``.
+
+    With a rate and a limit, it is by the rate that they take turns.
+    """
+
+    column: str
+    key: str
+
+
 class Envelope(NamedTuple):
     """One piece of deferred work. Its ``id`` stays the same over all attempts.
 
@@ -38,6 +48,11 @@ class Envelope(NamedTuple):
     ``root_id`` says of which launch. ``queue``, ``run_at`` (seconds since the epoch, None for at
     once), ``unique_key`` and ``ref`` are for an outbox; ``lease`` names the claim of an outbox that
     this attempt belongs to; ``finishes`` says that the task is to be told when it is over.
+
+    A ``waiting_key`` is a unique key that is free once the delivery is claimed; ``unique_for`` are
+    seconds that one stays taken beyond the end. ``debounce`` are the seconds that a launch waits
+    for newer ones, and that all of them wait at most. Who has a ``limit_key`` or a ``rate_key``
+    waits for its turn.
     """
 
     id: str
@@ -59,6 +74,18 @@ class Envelope(NamedTuple):
     ref: str | None = None
     lease: str | None = None
     finishes: bool = False
+    waiting_key: str | None = None
+    unique_for: float | None = None
+    debounce: tuple[float, float] | None = None
+    limit_key: str | None = None
+    rate_key: str | None = None
+
+    @property
+    def hold(self) -> Hold | None:
+        """What holds it until its turn comes, if anything does."""
+        if self.rate_key is not None:
+            return Hold("rate_key", self.rate_key)
+        return None if self.limit_key is None else Hold("limit_key", self.limit_key)
 
     @property
     def data(self) -> dict[str, Any]:
@@ -86,6 +113,9 @@ class Envelope(NamedTuple):
             attempt=1,
             run_at=None,
             unique_key=None,
+            waiting_key=None,
+            unique_for=None,
+            debounce=None,
             lease=None,
             finishes=False,
         )
@@ -99,10 +129,20 @@ class Envelope(NamedTuple):
             attempt=1,
             run_at=None,
             unique_key=None,
+            waiting_key=None,
+            unique_for=None,
+            debounce=None,
+            limit_key=None,
+            rate_key=None,
             ref=None,
             lease=None,
             finishes=False,
         )
+
+
+def holds_of(envelopes: Iterable[Envelope]) -> frozenset[Hold]:
+    """Return what holds any of ``envelopes``."""
+    return frozenset(each.hold for each in envelopes if each.hold is not None)
 
 
 class Ids:

@@ -23,8 +23,12 @@ R = TypeVar("R")
 OPTIONS = (
     *("name", "aliases", "queue", "priority", "timeout", "delay", "max_attempts", "auth_level"),
     *("expires", "slice_seconds"),
+    *("limit", "rate", "burst", "debounce", "debounce_max", "unique_until", "unique_for"),
 )
-METHODS = ("backoff", "unique_key", "ref", "finish", "discarded")
+METHODS = (
+    *("backoff", "unique_key", "ref", "finish", "discarded"),
+    *("limit_key", "rate_key", "merge"),
+)
 
 
 class LaunchOf(TypedDict, total=False):

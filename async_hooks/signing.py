@@ -92,6 +92,9 @@ class Signing:
             "priority": envelope.priority,
             "queue": envelope.queue,
             "ref": envelope.ref,
+            "waiting": envelope.waiting_key,
+            "limit": envelope.limit_key,
+            "rate": envelope.rate_key,
         }
         head = {key: value for key, value in head.items() if value != _DEFAULTS.get(key)}
         # The two texts are JSON already: they are put in as they are, not decoded and encoded.
@@ -245,6 +248,9 @@ def _envelope(payload: dict[str, Any]) -> Envelope:
         priority=payload.get("priority", 10),
         queue=payload.get("queue", "default"),
         ref=payload.get("ref"),
+        waiting_key=payload.get("waiting"),
+        limit_key=payload.get("limit"),
+        rate_key=payload.get("rate"),
     )
 
 

@@ -5,7 +5,7 @@ Lower layers reach higher ones through it, by the protocols below.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -13,7 +13,7 @@ from flask import Flask, current_app
 
 from .config import Config
 from .context import Context
-from .envelope import Envelope
+from .envelope import Envelope, Hold
 from .errors import ConfigError, TransportError
 from .host.per_process import PerProcess
 from .host.replay import ReplayGuard
@@ -85,8 +85,8 @@ class Relays(Protocol):
         """Show that this process lives, because it runs what others send."""
         ...
 
-    def wake(self) -> None:
-        """Say that something may wait there."""
+    def wake(self, holds: Collection[Hold] = ()) -> None:
+        """Say that something may wait there, by ``holds`` if they are named."""
         ...
 
 

@@ -105,6 +105,20 @@ class AsyncTask:
     expires: ClassVar[float | timedelta | None] = None
     #: Seconds of a run after which its next checkpoint interrupts it, so that others have a turn.
     slice_seconds: ClassVar[float | timedelta | None] = None
+    #: Runs at once, over all processes, for each ``limit_key``; None: any number.
+    limit: ClassVar[int | None] = None
+    #: Runs that begin, evenly spaced, for each ``rate_key``: ``"100/m"``, or per s, h, d.
+    rate: ClassVar[str | None] = None
+    #: Runs that may begin at once after a pause: in any minute at most 100 + ``burst``.
+    burst: ClassVar[int] = 1
+    #: Seconds since the last launch of one ``unique_key`` until the newest data runs, once.
+    debounce: ClassVar[float | timedelta | None] = None
+    #: Seconds since the first of them until it runs at the latest; None: 15 times ``debounce``.
+    debounce_max: ClassVar[float | timedelta | None] = None
+    #: Whether a launch while another runs is lost to it ("finished") or a new one ("started").
+    unique_until: ClassVar[str] = "finished"
+    #: Seconds that a ``unique_key`` stays taken beyond the end.
+    unique_for: ClassVar[float | timedelta | None] = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -140,6 +154,21 @@ class AsyncTask:
         A launch whose key is taken adds nothing, and returns the id of the delivery that has it.
         """
         return None
+
+    def limit_key(self, data: dict[str, Any]) -> str | None:
+        """Return for whom ``limit`` counts; the default is the task, None is nobody."""
+        return ""
+
+    def rate_key(self, data: dict[str, Any]) -> str | None:
+        """Return for whom ``rate`` counts; the default is the task, None is nobody."""
+        return ""
+
+    def merge(self, old: dict[str, Any], new: dict[str, Any]) -> Mapping[str, Any]:
+        """Return the data that runs for two launches of one ``debounce``; the default is the new.
+
+        It may be called more often than there are launches.
+        """
+        return new
 
     def ref(self, data: dict[str, Any]) -> str | None:
         """Return what ``outbox.find(ref=…)`` finds it by, up to 255 characters. Needs an outbox.

@@ -82,6 +82,17 @@ seconds_or_zero = _time(
     "a number of seconds, 0 or more, at most ten years", lambda value: 0 <= value <= LONGEST
 )
 
+_RATE = re.compile(r"([1-9]\d{0,8})/([smhd])")
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def rate(value: Any) -> float:
+    """Return the seconds between two, of so many in a second, minute, hour or day."""
+    found = _RATE.fullmatch(value) if isinstance(value, str) else None
+    if found is None:
+        raise Wrong("so many per s, m, h or d, such as '100/m'")
+    return _UNITS[found[2]] / int(found[1])
+
 
 def moment(value: Any) -> datetime:
     """Return a point in time, which all machines and the table agree on."""

@@ -101,7 +101,7 @@ def _open_outbox(
         db=db,
         session=session,
         keep=lambda envelopes: launcher.add(state_of(app), envelopes),
-        sent=lambda: launcher.wake(state_of(app)),
+        sent=lambda envelopes: launcher.wake(state_of(app), envelopes),
     )
 
 
@@ -134,7 +134,8 @@ def _relays(
     )
     if opened is None:
         return memory, None
-    from .relay.claims import Claims, OutboxRelay  # Who has no outbox need not load it.
+    from .relay.claims import Claims  # Who has no outbox need not load it.
+    from .relay.outbox_relay import OutboxRelay
 
     return memory, OutboxRelay(
         app, config, lambda: Claims(app, config, opened, process[os.getpid()]), **ways

@@ -32,6 +32,7 @@ from async_hooks.outbox.database import Database
 from async_hooks.outbox.engines import engine_for
 from async_hooks.outbox.open import Opened
 from async_hooks.outbox.processes import Processes
+from async_hooks.outbox.promotion import Promotion
 from async_hooks.outbox.store import Store
 from async_hooks.receivers import kinds_of
 from async_hooks.relay.claims import Claims
@@ -103,7 +104,8 @@ class Peer:
         self.processes = Processes(database, ["tests.app"], self.store.now)
         self.process = Process(f"shop {shop.path}", shop.clock.monotonic)
         outbox = Outbox(app, self.store, self.processes)
-        opened = Opened(self.store, self.processes, outbox, None, lambda: "shop")
+        promotion = Promotion(database, ["tests.app"], self.store.now, lambda name: None)
+        opened = Opened(self.store, self.processes, promotion, outbox, None, lambda: "shop")
         self.claims = Claims(app, state_of(app).config, opened, self.process)
 
     def turn(self) -> list[Envelope]:

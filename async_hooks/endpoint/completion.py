@@ -6,6 +6,7 @@ import logging
 from dataclasses import replace
 
 from ..delivery import DeliveryState, Ending
+from ..envelope import holds_of
 from ..errors import DataError, OutboxUnavailable
 from ..log import ids, one_line
 from ..signals import send, task_failed
@@ -117,7 +118,7 @@ def _record(attempt: Attempt, ending: Ending) -> None:
         return
     attempt.verdict = replace(attempt.verdict or Verdict(Outcome.COMPLETED), is_recorded=True)
     if (ending.additions or ending.state is DeliveryState.AVAILABLE) and state.relay is not None:
-        state.relay.wake()
+        state.relay.wake(holds_of(ending.additions))
 
 
 def _result_of(attempt: Attempt) -> str | None:

@@ -15,7 +15,7 @@ from flask import Flask, Response, abort, request
 
 from ..context import admits
 from ..current import current_attempt
-from ..envelope import DISCARDED, FINISHED
+from ..envelope import DISCARDED, FINISHED, holds_of
 from ..errors import OutboxUnavailable
 from ..log import ids
 from ..receivers import awaited, explain_shared_name, find_receiver
@@ -82,6 +82,8 @@ def _begin(attempt: Attempt) -> Verdict | None:
                 process.runs.forget(envelope)
     if not begun:
         return Verdict(Outcome.REPLAYED, "This attempt already began, or another replaced it.")
+    if envelope.rate_key is not None and attempt.state.relay is not None:
+        attempt.state.relay.wake(holds_of([envelope]))  # The next has its turn from now on.
     return None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,11 +9,11 @@ from ..context import origin
 from ..current import RunningTask
 from ..envelope import Envelope, new_ids
 from ..errors import ConfigError, DataError
+from ..limits import hold_of, uniqueness_of
 from ..receivers import refuse_shared_names
 from ..snapshot import plain, snapshot, snapshots
 from ..state import State
 from ..task import AsyncTask, LaunchOptions
-from ..texts import repr_of
 from ..validation import is_text, seconds_or_zero
 
 
@@ -60,7 +59,7 @@ class Builder:
         beside = len(carried) + (len(str(visitor)) if visitor is not None else 0)
         self._max_bytes = max_bytes - beside
         self._task = task
-        self._asks_for_key = self._asks_for_ref = False
+        self._asks_for_key = self._asks_for_ref = self._asks_for_turn = False
         if state.store is not None:
             shared = self._with_options(shared, options, state)
         self._shared = shared[3:]
@@ -84,7 +83,7 @@ class Builder:
             Envelope(envelope_id, name, body, *shared)
             for envelope_id, body in zip(new_ids(len(bodies)), bodies, strict=True)
         ]
-        if self._asks_for_key or self._asks_for_ref:
+        if self._asks_for_key or self._asks_for_ref or self._asks_for_turn:
             for index, envelope in enumerate(envelopes):
                 try:
                     envelopes[index] = self._with_own(envelope)
@@ -97,10 +96,13 @@ class Builder:
 
     def _with_own(self, envelope: Envelope) -> Envelope:
         """Return ``envelope`` with what its task makes of its data."""
+        task = self._task
         if self._asks_for_key:
-            key = self._task().unique_key(envelope.data)
+            key = task().unique_key(envelope.data)
             if key is not None:
-                envelope = envelope._replace(unique_key=self._digest(key))
+                envelope = envelope._replace(**self._uniqueness_of(key, envelope.run_at))
+        if self._asks_for_turn:
+            envelope = envelope._replace(**hold_of(task, envelope.data))
         if self._asks_for_ref:
             ref = self._task().ref(envelope.data)
             if ref is not None and not is_text(ref, 255):
@@ -126,15 +128,19 @@ class Builder:
         key = options.unique_key
         self._asks_for_key = key is None and task.unique_key is not AsyncTask.unique_key
         self._asks_for_ref = task.ref is not AsyncTask.ref
+        self._asks_for_turn = task.limit is not None or task.rate is not None
         return shared._replace(
             queue=task.queue if options.queue is None else options.queue,
             run_at=run_at,
-            unique_key=None if key is None else self._digest(key),
             finishes=task.finish is not AsyncTask.finish,
+            **({} if key is None else self._uniqueness_of(key, run_at)),
         )
 
-    def _digest(self, key: str) -> str:
-        name = self._task.name
-        if not isinstance(key, str):
-            raise DataError(f"The unique_key of task {name!r} is no text: {repr_of(key)}")
-        return hashlib.sha256(f"{name}\0{key}".encode("utf-8", "surrogatepass")).hexdigest()
+    def _uniqueness_of(self, key: str, run_at: float | None) -> dict[str, Any]:
+        """Return the members of an envelope by which a launch is the only one with ``key``."""
+        members = uniqueness_of(self._task, key)
+        if members["debounce"] is not None and run_at is not None:
+            raise ConfigError(
+                f"{self._task.name!r}: a time to run and 'debounce' exclude each other."
+            )
+        return members

@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
+from itertools import compress
 from typing import Any
 
 from ..context import admits
 from ..current import RunningTask, current_attempt
 from ..declarations import check_options
 from ..endpoint.attempt import children_of
-from ..envelope import Envelope, new_id
+from ..envelope import Envelope, holds_of, new_id
 from ..errors import AsyncHooksError, ConfigError, OutboxUnavailable
 from ..log import one_line
 from ..receivers import receivers_of
@@ -102,24 +103,33 @@ def launch(state: State, attempt: RunningTask | None, envelopes: Sequence[Envelo
 
     Another's id where that waits with the same unique key.
     """
-    winners: Mapping[str, str] = {}
+    winners: dict[str, str] = {}
     if state.store is None:
         for envelope in envelopes:
             send(task_launched, state.app, envelope=envelope)
             hand_over(state, envelope)
         return [envelope.id for envelope in envelopes]
-    if state.session is None and attempt is None:
-        winners = add(state, _parts(state, envelopes))
-    else:
-        winners = _winners(state, attempt, envelopes)
-    launched = [envelope for envelope in envelopes if envelope.id not in winners]
-    # Added when the app's transaction commits, or with the run's completion.
-    if state.session is not None:
-        state.session.add(_parts(state, launched))
-    elif attempt is not None:
-        attempt.additions.extend(_parts(state, launched))
-    for envelope in launched:
-        send(task_launched, state.app, envelope=envelope)
+    # In a run, what is debounced does not wait for the end: it is launched again if need be.
+    is_at_once = [
+        state.session is None and (attempt is None or each.debounce is not None)
+        for each in envelopes
+    ]
+    at_once = [*compress(envelopes, is_at_once)]
+    later = [each for each, now in zip(envelopes, is_at_once, strict=True) if not now]
+    if at_once:
+        winners.update(add(state, _parts(state, at_once)))
+    if later:
+        winners.update(_winners(state, attempt, later))
+        # The one that waits may be claimed before this is added, and then this one is needed.
+        later = [each for each in later if each.id not in winners or each.waiting_key is not None]
+        # Added when the app's transaction commits, or with the run's completion.
+        if state.session is not None:
+            state.session.add(_parts(state, later))
+        elif attempt is not None:
+            attempt.additions.extend(_parts(state, later))
+    for envelope in envelopes:
+        if envelope.id not in winners:
+            send(task_launched, state.app, envelope=envelope)
     return [winners.get(envelope.id, envelope.id) for envelope in envelopes]
 
 
@@ -145,7 +155,8 @@ def _parts(state: State, envelopes: Sequence[Envelope]) -> Sequence[Envelope]:
         return envelopes
     first = envelopes[0]
     task: Any = state.tasks.find(first.task)
-    has_time = first.run_at is not None  # Who receives is decided then.
+    # Who receives is decided when it runs, if that is later; and its claim frees its key.
+    has_time = first.run_at is not None or first.waiting_key is not None
     if has_time or task.run_action is not AsyncTask.run_action:
         return envelopes
     receivers = receivers_of(state, task, anonymous=first.user is None)
@@ -179,11 +190,13 @@ def add(state: State, envelopes: Sequence[Envelope]) -> Mapping[str, str]:
                 hand_over(state, envelope)
         return {}
     if len(lost) < len(envelopes):
-        wake(state)
+        wake(state, envelopes)
     return lost
 
 
-def wake(state: State) -> None:
-    """Tell the relays, after this request's response, that the outbox has something."""
+def wake(state: State, envelopes: Iterable[Envelope]) -> None:
+    """Tell the relays, after this request's response, that the outbox has ``envelopes``."""
     if state.relay is not None:
-        after_response(state.app, state.relay.wake)
+        holds = holds_of(envelopes)
+        call = partial(state.relay.wake, holds) if holds else state.relay.wake
+        after_response(state.app, call)

@@ -11,7 +11,7 @@ from sqlalchemy.sql.dml import UpdateBase
 from ..delivery import FINAL, DeliveryState, Ending
 from ..envelope import Envelope
 from .connections import Connection
-from .rows import Row, add
+from .rows import Row, add, latest_holder
 from .schema import deliveries
 
 _d = deliveries.c
@@ -45,6 +45,11 @@ RUNNING = sa.select(_d.failures, _d.crashes, _d.process_id).where(FENCE)
 #: Finds how often the app answered in the place of what is claimed, begun or not.
 REFUSALS = sa.select(_d.refusals).where(_CLAIM)
 
+_IS_LET_GO = sa.bindparam("is", type_=sa.String) == DeliveryState.AVAILABLE.value
+_IS_LIMITED = sa.or_(_d.limit_key.is_not(None), _d.rate_key.is_not(None))
+#: The state of what is to wait for a claim: held by its limits.
+FREED = sa.case((_IS_LIMITED, DeliveryState.HELD.value), else_=DeliveryState.AVAILABLE.value)
+
 #: Ends an attempt, whatever became of it; :func:`ended` has its values.
 RECORD: UpdateBase = (
     sa.update(deliveries)
@@ -52,10 +57,10 @@ RECORD: UpdateBase = (
     .values(
         state=sa.case(
             (
-                sa.and_(_d.paused.is_(True), sa.bindparam("is") == DeliveryState.AVAILABLE.value),
+                sa.and_(_IS_LET_GO, sa.or_(_IS_LIMITED, _d.paused.is_(True))),
                 DeliveryState.HELD.value,
             ),
-            else_=sa.bindparam("is"),
+            else_=sa.bindparam("is", type_=sa.String),
         ),
         run_at=sa.func.coalesce(sa.bindparam("again_at"), _d.run_at),
         attempts=sa.bindparam("number"),
@@ -67,7 +72,11 @@ RECORD: UpdateBase = (
         process_id=sa.null(),
         lease=sa.null(),
         started_at=sa.case((sa.bindparam("unused") == 1, sa.null()), else_=_d.started_at),
-        unique_key=sa.case((sa.bindparam("keeps_key") == 1, _d.unique_key), else_=sa.null()),
+        unique_key=sa.case(
+            (sa.or_(sa.bindparam("keeps_key") == 1, _d.unique_for.is_not(None)), _d.unique_key),
+            else_=sa.null(),
+        ),
+        key_until=sa.bindparam("free_from", type_=sa.Double) + _d.unique_for,
         finished_at=sa.bindparam("over_at"),
         error=sa.case((sa.bindparam("keeps_error") == 1, _d.error), else_=sa.bindparam("said")),
         result=sa.bindparam("outcome"),
@@ -103,6 +112,7 @@ def ended(
         "refusals_more": ending.refusals,
         "unused": int(ending.unused),
         "keeps_key": int(not is_final),
+        "free_from": now if is_final else None,
         "over_at": now if is_final else None,
         "keeps_error": int(ending.unused and ending.error is None),
         "said": None if ending.error is None else clean(ending.error[:_MAX_ERROR]),
@@ -124,6 +134,48 @@ def record(
         return False
     add(connection, additions)
     return True
+
+
+def takes_key(envelope: Envelope, ending: Ending) -> bool:
+    """Tell whether what waits again has to take the key again that its claim has freed."""
+    return envelope.waiting_key is not None and ending.state not in FINAL
+
+
+def take_key(
+    connection: Connection, envelope: Envelope, audiences: Sequence[str], now: float
+) -> None:
+    """Take the key again; of it and one that waits with the key, complete the older as superseded.
+
+    :raises IntegrityError: if somebody takes it at this moment.
+    """
+    key = str(envelope.waiting_key)
+    for audience in audiences:
+        holder = latest_holder(connection, audience, key, now)
+        if holder is None:
+            continue
+        own = connection.execute(_CREATED_AT, {"of": envelope.id}).one()
+        is_older = holder.waiting_key == key and holder.created_at < own.created_at
+        older, newer = (holder, envelope) if is_older else (envelope, holder)
+        said = {"of": older.id, "at": now, "said": f"Superseded by delivery {newer.id}."}
+        connection.execute(_SUPERSEDE, said)
+        if not is_older:
+            return
+    connection.execute(_TAKE_KEY, {"of": envelope.id})
+
+
+_CREATED_AT = sa.select(_d.created_at).where(_d.id == sa.bindparam("of"))
+_WAITS = sa.and_(_d.id == sa.bindparam("of"), _d.lease.is_(None))
+_TAKE_KEY: UpdateBase = sa.update(deliveries).where(_WAITS).values(unique_key=_d.waiting_key)
+_SUPERSEDE: UpdateBase = (
+    sa.update(deliveries)
+    .where(_WAITS)
+    .values(
+        unique_key=sa.null(),
+        state=DeliveryState.COMPLETED.value,
+        finished_at=sa.bindparam("at"),
+        error=sa.bindparam("said"),
+    )
+)
 
 
 def clean(text: str) -> str:

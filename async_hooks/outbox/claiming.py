@@ -166,6 +166,7 @@ _CLAIM = sa.update(deliveries).values(
     process_id=sa.bindparam("holder"),
     lease=sa.bindparam("by"),
     started_at=sa.null(),
+    unique_key=sa.case((_d.waiting_key.is_(None), _d.unique_key), else_=sa.null()),
 )
 
 
@@ -228,7 +229,7 @@ def make_due(audiences: Collection[str], now: float) -> UpdateBase:
         sa.update(deliveries)
         .where(
             _d.audience.in_(audiences),
-            _d.state == DeliveryState.AVAILABLE.value,
+            _d.state.in_((DeliveryState.AVAILABLE.value, DeliveryState.HELD.value)),
             _d.run_at > now,
             _d.run_at == _d.created_at,
         )

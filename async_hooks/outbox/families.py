@@ -12,6 +12,7 @@ from sqlalchemy import ColumnElement, and_, case, func, null, or_, select, true,
 
 from ..delivery import UNFINISHED, DeliveryState
 from . import groups
+from .attempts import FREED
 from .connections import Connection
 from .schema import deliveries
 
@@ -47,7 +48,8 @@ def retry(
             *((each, case((is_over, null()), else_=each)) for each in (_d.cursor, _d.progress)),
             *((each, 0) for each in (_d.attempts, _d.failures, _d.crashes, _d.refusals)),
             *((each, None) for each in (_d.process_id, _d.finished_at, _d.result, _d.paused)),
-            (_d.state, _AVAILABLE),
+            (_d.key_until, None),
+            (_d.state, FREED),
             (_d.run_at, now),
         )
     )
@@ -125,7 +127,7 @@ def resume(connection: Connection, delivery_id: str, is_ours: ColumnElement[bool
         and_(is_ours, _d.paused.is_(True)),
         delivery_id,
         paused=null(),
-        state=case((_d.state == _HELD, _AVAILABLE), else_=_d.state),
+        state=case((_d.state == _HELD, FREED), else_=_d.state),
     )
 
 
@@ -137,8 +139,10 @@ def _set_paused(
     return connection.execute(change).rowcount
 
 
-def is_purgeable(limit: float) -> ColumnElement[bool]:
+def is_purgeable(limit: float, now: float) -> ColumnElement[bool]:
     """Return what holds for a delivery that finished before ``limit``, as all its family did.
+
+    And whose unique key is free ``now``.
 
     A parent finishes last, so it speaks for its children; what tells of its end comes behind.
     Only what is final has finished; asked for its state, a database may read all that is.
@@ -152,6 +156,5 @@ def is_purgeable(limit: float) -> ColumnElement[bool]:
         notice.root_id == func.coalesce(_d.parent_id, _d.id),
         or_(notice.finished_at.is_(None), notice.finished_at >= limit),
     )
-    return and_(
-        _d.finished_at < limit, _d.unique_key.is_(None), ~is_open.exists(), ~is_told.exists()
-    )
+    is_free = or_(_d.unique_key.is_(None), _d.key_until <= now)
+    return and_(_d.finished_at < limit, is_free, ~is_open.exists(), ~is_told.exists())

@@ -70,14 +70,15 @@ _CLOSE: UpdateBase = (
     .values(
         state=sa.bindparam("is"),
         finished_at=sa.bindparam("at"),
-        unique_key=sa.null(),
+        unique_key=sa.case((_d.unique_for.is_(None), sa.null()), else_=_d.unique_key),
+        key_until=sa.bindparam("at", type_=sa.Double) + _d.unique_for,
         result=sa.bindparam("outcome"),
     )
 )
 _REOPEN: UpdateBase = (
     sa.update(deliveries)
     .where(_d.id == sa.bindparam("of"))
-    .values(state=_WAITING, finished_at=sa.null(), result=sa.null())
+    .values(state=_WAITING, finished_at=sa.null(), result=sa.null(), key_until=sa.null())
 )
 _CLOSABLE = (
     sa.select(_d.id)

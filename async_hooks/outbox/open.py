@@ -14,11 +14,14 @@ from sqlalchemy import Engine, exc
 from ..config import Config
 from ..envelope import Envelope
 from ..errors import ConfigError
+from ..limits import limits_by_name, merge_of
 from ..signals import send_in_context, task_discarded
+from ..state import state_of
 from .admin import Outbox
 from .database import Database
 from .engines import engine_for, identity_of
 from .processes import Processes
+from .promotion import Promotion
 from .store import Store
 
 if TYPE_CHECKING:  # Loads SQLAlchemy's ORM, which only those need who have it loaded already.
@@ -35,6 +38,7 @@ class Opened(NamedTuple):
 
     store: Store
     processes: Processes
+    promotion: Promotion
     outbox: Outbox
     session: SessionOutbox | None
     identity: Callable[[], str]
@@ -48,7 +52,7 @@ def open_outbox(
     db: Any,
     session: Any,
     keep: Callable[[Sequence[Envelope]], object],
-    sent: Callable[[], None],
+    sent: Callable[[Sequence[Envelope]], None],
 ) -> Opened:
     """Return the views of the outbox. Nothing connects yet.
 
@@ -67,13 +71,22 @@ def open_outbox(
         )
     else:
         database = Database(_app_engine(app, db, scoped))
-    store = Store(database, audiences, now=database.now, added=sent)
+    store = Store(
+        database,
+        audiences,
+        now=database.now,
+        added=lambda: sent([]),
+        merge_of=lambda envelope: merge_of(state_of(app), envelope),
+    )
     processes = Processes(database, audiences, store.now)
+    promotion = Promotion(
+        database, audiences, store.now, lambda name: limits_by_name(state_of(app), name)
+    )
     joined = None
     if config.outbox == "app":
         joined = _joined(app, store, scoped, keep, sent)
     outbox = Outbox(app, store, processes)
-    return Opened(store, processes, outbox, joined, lambda: identity_of(database.engine))
+    return Opened(store, processes, promotion, outbox, joined, lambda: identity_of(database.engine))
 
 
 def _own(url: str, folder: Path, config: Config) -> Database:
@@ -105,7 +118,7 @@ def _joined(
     store: Store,
     session: Any,
     keep: Callable[[Sequence[Envelope]], object],
-    sent: Callable[[], None],
+    sent: Callable[[Sequence[Envelope]], None],
 ) -> SessionOutbox:
     # Here, because it loads SQLAlchemy's ORM, which who comes here has loaded already.
     from .session import SessionOutbox
@@ -120,8 +133,8 @@ def _joined(
         )
         send_in_context(task_discarded, app, envelope=envelope, error=error)
 
-    def committed() -> None:
+    def committed(envelopes: Sequence[Envelope]) -> None:
         store.database.note_prepared()
-        sent()
+        sent(envelopes)
 
     return SessionOutbox(session, store, keep=keep, sent=committed, dropped=dropped)

@@ -209,7 +209,7 @@ class Queries:
     def _finished(self, older_than: float | timedelta) -> ColumnElement[bool]:
         """Return what a purge deletes."""
         limit = self._now() - checked(seconds_or_zero, older_than, "older_than")
-        return and_(self._is_ours(), families.is_purgeable(limit))
+        return and_(self._is_ours(), families.is_purgeable(limit, self._now()))
 
     def _count(self, where: ColumnElement[bool]) -> int:
         query = select(func.count()).select_from(deliveries).where(where)

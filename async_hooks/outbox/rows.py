@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from operator import itemgetter
 from typing import Any
 
-from sqlalchemy import bindparam, select
+from sqlalchemy import bindparam, null, or_, select, update
+from sqlalchemy.sql.dml import UpdateBase
 
 from ..delivery import DeliveryState
 from ..envelope import Envelope, Origin
@@ -25,10 +26,16 @@ _VERSION = 1
 _LONGEST_NAME = 255
 
 #: How often a unique key that was taken may come free in between.
-_TRIES = 5
+TRIES = 5
+
+_HELD = DeliveryState.HELD.value
 
 #: Adds a delivery; :func:`row_of` has its values.
-INSERT = InsertMissing(deliveries, "parent_id", "root_id", "position", "unique_key", "ref")
+INSERT = InsertMissing(
+    deliveries,
+    *("parent_id", "root_id", "position", "ref"),
+    *("unique_key", "waiting_key", "unique_for", "limit_key", "rate_key"),
+)
 
 #: The values of a row, in the order of the columns that INSERT has; the first is the id.
 Row = tuple[Any, ...]
@@ -36,10 +43,15 @@ _VALUES = itemgetter(*INSERT.columns)
 _BODY, _KEY, _PARENT = map(INSERT.columns.index, ("body", "unique_key", "parent_id"))
 
 _THIS = select(_d.id).where(_d.id == bindparam("id"))
-#: Finds the unfinished delivery that has a unique key.
-_HOLDER = select(_d.id).where(_d.audience == bindparam("of"), _d.unique_key == bindparam("key"))
-#: The latest one, whatever snapshot an app's transaction has of MariaDB.
-_LATEST_HOLDER = _HOLDER.with_for_update(read=True)
+_ANY_HOLDER = select(_d.id, _d.key_until, _d.waiting_key, _d.created_at).where(
+    _d.audience == bindparam("of"), _d.unique_key == bindparam("key")
+)
+#: Finds the delivery that has a unique key.
+_HOLDER = _ANY_HOLDER.where(or_(_d.key_until.is_(None), _d.key_until > bindparam("now")))
+#: The latest one, whatever snapshot an app's transaction has of MariaDB. It stays as it is until
+#: the end of this transaction: what it counts for is not claimed before.
+_LATEST_HOLDER = _ANY_HOLDER.with_for_update(read=True)
+_FREE: UpdateBase = update(deliveries).where(_d.id == bindparam("id")).values(unique_key=null())
 
 
 def row_of(envelope: Envelope, *, audience: str, now: float) -> dict[str, Any]:
@@ -65,7 +77,7 @@ def row_of(envelope: Envelope, *, audience: str, now: float) -> dict[str, Any]:
         "receiver": envelope.receiver or "",
         "queue": envelope.queue,
         "priority": envelope.priority,
-        "state": DeliveryState.AVAILABLE.value,
+        "state": DeliveryState.AVAILABLE.value if envelope.hold is None else _HELD,
         "run_at": now if envelope.run_at is None else envelope.run_at,
         "attempts": 0,
         "failures": 0,
@@ -74,6 +86,10 @@ def row_of(envelope: Envelope, *, audience: str, now: float) -> dict[str, Any]:
         "body": envelope.body,
         "context": f"{json.dumps(head, separators=(',', ':'))[:-1]},{carried}}}",
         "unique_key": envelope.unique_key,
+        "waiting_key": envelope.waiting_key,
+        "unique_for": envelope.unique_for,
+        "limit_key": envelope.limit_key,
+        "rate_key": envelope.rate_key,
         "ref": envelope.ref,
         "created_at": now,
     }
@@ -102,10 +118,12 @@ def rows_of(envelopes: Sequence[Envelope], *, audience: str, now: float) -> list
     return rows
 
 
-def holder_of(runs: Connection, unique_key: str, audiences: Sequence[str]) -> str | None:
-    """Return the id of the unfinished delivery that has ``unique_key`` in one of ``audiences``."""
+def holder_of(
+    runs: Connection, unique_key: str, audiences: Sequence[str], now: float
+) -> str | None:
+    """Return the id of the delivery that has ``unique_key`` ``now``, in one of ``audiences``."""
     for audience in audiences:
-        found = runs.execute(_HOLDER, {"of": audience, "key": unique_key}).one()
+        found = runs.execute(_HOLDER, {"of": audience, "key": unique_key, "now": now}).one()
         if found is not None:
             return str(found.id)
     return None
@@ -129,19 +147,27 @@ def add(connection: Connection, rows: Sequence[Row], former: Sequence[str] = ())
 
 def _add(connection: Connection, row: dict[str, Any], former: Sequence[str]) -> str:
     """Add ``row`` unless it is there, or its unique key is taken; return the id that holds."""
-    delivery_id, key = str(row["id"]), str(row["unique_key"])
-    if (holder := holder_of(connection, key, former)) is not None:
+    delivery_id, key, now = str(row["id"]), str(row["unique_key"]), row["created_at"]
+    if (holder := holder_of(connection, key, former, now)) is not None:
         return holder
-    for _ in range(_TRIES):
+    for _ in range(TRIES):
         if connection.execute(INSERT, row).rowcount == 1:
             return delivery_id
         if connection.execute(_THIS, {"id": delivery_id}).rows:
             return delivery_id
-        taken = {"of": row["audience"], "key": key}
-        winner = connection.execute(_LATEST_HOLDER, taken).one()
+        winner = latest_holder(connection, row["audience"], key, now)
         if winner is not None:
             return str(winner.id)  # Else it finished just now, and ours may go.
     raise OutboxUnavailable(f"The unique key of envelope {delivery_id!r} is contended.")
+
+
+def latest_holder(connection: Connection, audience: str, key: str, now: float) -> Any:
+    """Return who has ``key``, None if nobody; free it of one that has had it for long enough."""
+    winner = connection.execute(_LATEST_HOLDER, {"of": audience, "key": key}).one()
+    if winner is not None and winner.key_until is not None and winner.key_until <= now:
+        connection.execute(_FREE, {"id": winner.id})
+        return None
+    return winner
 
 
 def shown_state(state: str) -> DeliveryState:
@@ -170,6 +196,9 @@ def envelope_of(row: Any, *, lease: str | None, attempt: int) -> tuple[Envelope,
         priority=row.priority,
         queue=row.queue,
         unique_key=row.unique_key,
+        waiting_key=row.waiting_key,
+        limit_key=row.limit_key,
+        rate_key=row.rate_key,
         ref=row.ref,
         lease=lease,
     )

@@ -59,8 +59,13 @@ deliveries = sa.Table(
     sa.Column("body", _Long, nullable=False),
     sa.Column("context", _Long, nullable=False),
     # NULL once finished, children included, so that a unique index means: among the unfinished.
+    # With seconds in ``unique_for``, it stays until ``key_until``.
     sa.Column("unique_key", sa.String(64)),
+    sa.Column("unique_for", sa.Double),
     sa.Column("key_until", sa.Double),
+    # The same, of what has it only until it is claimed.
+    sa.Column("waiting_key", sa.String(64)),
+    # What shares a limit, and a rate: held until the promotion lets it go.
     sa.Column("limit_key", sa.String(64)),
     sa.Column("rate_key", sa.String(64)),
     sa.Column("ref", sa.String(255)),
@@ -79,6 +84,11 @@ deliveries = sa.Table(
 )
 _d = deliveries.c
 
+
+def _of_a_key(key: sa.Column[Any]) -> tuple[sa.Column[Any], ...]:
+    return (_d.audience, _d.state, key, _d.priority, _d.run_at, _d.id)
+
+
 # Each with the query that needs it; most rows are in none of the partial ones.
 sa.Index("async_hooks_due", _d.audience, _d.state, _d.queue, _d.priority, _d.run_at, _d.id)  # claim
 sa.Index("async_hooks_newest", _d.audience, _d.id)  # find
@@ -89,6 +99,8 @@ for _name, _columns, _filled, _unique in (
     ("async_hooks_root", (_d.root_id,), _d.root_id, False),  # purge
     ("async_hooks_process", (_d.process_id,), _d.process_id, False),  # rescue
     ("async_hooks_finished", (_d.audience, _d.finished_at), _d.finished_at, False),  # purge
+    ("async_hooks_limit", _of_a_key(_d.limit_key), _d.limit_key, False),  # promotion
+    ("async_hooks_rate", _of_a_key(_d.rate_key), _d.rate_key, False),  # promotion
 ):
     _where = _filled.is_not(None)
     sa.Index(_name, *_columns, unique=_unique, sqlite_where=_where, postgresql_where=_where)
@@ -137,6 +149,18 @@ pauses = sa.Table(
     sa.Column("paused_at", sa.Double, nullable=False),
     **_MARIADB,
 )
+
+#: One row for each limit and rate in use: whoever promotes what waits for it locks it first. Of a
+#: rate, ``free_at`` is the next free instant.
+keys = sa.Table(
+    "async_hooks_keys",
+    metadata,
+    sa.Column("audience", sa.String(255), primary_key=True),
+    sa.Column("key", sa.String(64), primary_key=True),
+    sa.Column("free_at", sa.Double, nullable=False),
+    **_MARIADB,
+)
+sa.Index("async_hooks_idle_keys", keys.c.audience, keys.c.free_at)  # purge
 
 #: One row: the version of these tables.
 version = sa.Table(

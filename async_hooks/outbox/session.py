@@ -44,8 +44,8 @@ _CLOSED: tuple[Session, ...] = ()
 class SessionOutbox:
     """Adds launches to ``store`` in the transactions of ``session``.
 
-    ``sent`` is called when some are committed, ``dropped`` for each that a forgotten commit lost.
-    ``keep`` adds those that there was no commit for, because nothing was written.
+    ``sent`` is called with those that are committed, ``dropped`` for each that a forgotten commit
+    lost. ``keep`` adds those that there was no commit for, because nothing was written.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class SessionOutbox:
         store: Store,
         *,
         keep: Callable[[Sequence[Envelope]], object],
-        sent: Callable[[], None],
+        sent: Callable[[Sequence[Envelope]], None],
         dropped: Callable[[Envelope], None],
     ) -> None:
         self._session = session
@@ -201,7 +201,8 @@ class SessionOutbox:
             return
         session.flush()  # It may launch something, and shows whether anything is written.
         pending = self._pending(session)
-        launches = pending.all()
+        # What is debounced would lock what waits, for as long as the app's transaction takes.
+        launches = [each for each in pending.all() if each.debounce is None]
         if launches and self._has_written(session):
             self._store.add_within(session.connection(), launches)
             pending.inserted = {envelope.id for envelope in launches}
@@ -232,9 +233,9 @@ class SessionOutbox:
             return
         if pending.committed is root:
             # Not inserted: if nothing was written, or by root.commit() over an open savepoint.
-            launches = [each for each in launches if each.id not in inserted]
             if inserted:
-                self._sent()
+                self._sent([each for each in launches if each.id in inserted])
+            launches = [each for each in launches if each.id not in inserted]
         elif is_lost:
             for envelope in launches:
                 if envelope.parent_id is None:  # Else it goes with that.

@@ -11,19 +11,22 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import Connection as CoreConnection
 
 from ..delivery import FINAL, Claim, DeliveryState, Ending
 from ..envelope import Envelope
-from ..errors import AsyncHooksError
+from ..errors import AsyncHooksError, DataError
 from . import attempts, checkpoints, claiming, groups
 from .checkpoints import Shown
 from .connections import Connection
 from .database import Database
-from .rows import INSERT, Row, add, envelope_of, holder_of, row_of, rows_of
+from .debouncing import MergeOf, debounce
+from .rows import INSERT, TRIES, Row, add, envelope_of, holder_of, row_of, rows_of
 from .waiting import due_kinds
+
+T = TypeVar("T")
 
 #: Seconds that a row which can't be read is left alone.
 _ASIDE = 60.0
@@ -42,20 +45,24 @@ class Store:
         *,
         now: Callable[[], float] = time.time,
         added: Callable[[], object] = lambda: None,
+        merge_of: MergeOf = lambda envelope: None,
     ) -> None:
         """``added`` is called when the end of a group has added what tells of it."""
         self.database = database
         self._added = added
         self.audiences = audiences
         self.now = now
+        self._merge_of = merge_of
 
     # -- adding
 
     def add(self, envelopes: Sequence[Envelope]) -> dict[str, str]:
         """Add ``envelopes``.
 
-        Return, for each whose unique key an unfinished delivery has, the id of that one instead.
+        Return, for each whose unique key another delivery has, the id of that one instead.
         """
+        if any(each.debounce is not None for each in envelopes):
+            return self._add_debounced(envelopes)
         now = self.now()
         if len(envelopes) == 1 and envelopes[0].unique_key is None:
             row = row_of(envelopes[0], audience=self.audiences[0], now=now)
@@ -66,6 +73,18 @@ class Store:
             lambda c: add(c, rows, self.audiences[1:]), repeatable=True, urgent=True
         )
 
+    def _add_debounced(self, envelopes: Sequence[Envelope]) -> dict[str, str]:
+        """Add what is debounced one by one, each in a transaction of its own, and the others."""
+        others = [each for each in envelopes if each.debounce is None]
+        lost = self.add(others) if others else {}
+        for envelope in envelopes:
+            if envelope.debounce is not None:
+                row = row_of(envelope, audience=self.audiences[0], now=self.now())
+                holder = debounce(self.database, row, envelope, self._merge_of(envelope))
+                if holder != envelope.id:
+                    lost[envelope.id] = holder
+        return lost
+
     def add_within(self, connection: CoreConnection, envelopes: Sequence[Envelope]) -> None:
         """Add ``envelopes`` in the transaction of an app's ``connection``."""
         within = self.database.within(connection)
@@ -74,10 +93,13 @@ class Store:
         add(within, self._rows(envelopes, self.now()), self.audiences[1:])
 
     def unfinished(self, unique_key: str, within: CoreConnection | None = None) -> str | None:
-        """Return the id of the unfinished delivery that has ``unique_key``."""
+        """Return the id of the delivery that has ``unique_key``."""
+        now = self.now()
         if within is not None:
-            return holder_of(self.database.within(within), unique_key, self.audiences)
-        return self.database.read(lambda c: holder_of(c, unique_key, self.audiences), urgent=True)
+            return holder_of(self.database.within(within), unique_key, self.audiences, now)
+        return self.database.read(
+            lambda c: holder_of(c, unique_key, self.audiences, now), urgent=True
+        )
 
     def _rows(self, envelopes: Sequence[Envelope], now: float) -> list[Row]:
         return rows_of(envelopes, audience=self.audiences[0], now=now)
@@ -151,7 +173,9 @@ class Store:
 
         if within is not None:
             return body(self.database.within(within))
-        if additions or ending.body is not None:
+        if attempts.takes_key(envelope, ending):
+            done = self._taking_keys(lambda c: body(c) and self._take_key(c, envelope, now))
+        elif additions or ending.body is not None:
             done = self.database.transaction(body)
         else:
             done = self.database.execute(attempts.RECORD, values).rowcount == 1
@@ -185,10 +209,31 @@ class Store:
         now = self.now()
         run_at = None if after is None else now + after
         ending = Ending(DeliveryState.AVAILABLE, run_at=run_at, unused=True)
-        ends = [attempts.ended(each, ending, now, may_have_begun=False) for each in envelopes]
-        return self.database.transaction(
-            lambda c: sum(c.execute(attempts.RECORD, values).rowcount for values in ends)
-        )
+        ends = [
+            (each, attempts.ended(each, ending, now, may_have_begun=False)) for each in envelopes
+        ]
+
+        def body(connection: Connection) -> int:
+            count = 0
+            for each, values in ends:
+                if connection.execute(attempts.RECORD, values).rowcount:
+                    count += 1
+                    if attempts.takes_key(each, ending):
+                        self._take_key(connection, each, now)
+            return count
+
+        return self._taking_keys(body)
+
+    def _take_key(self, connection: Connection, envelope: Envelope, now: float) -> bool:
+        attempts.take_key(connection, envelope, self.audiences, now)
+        return True
+
+    def _taking_keys(self, body: Callable[[Connection], T]) -> T:
+        """Return what ``body`` returns, which may take a unique key as somebody else does."""
+        for _ in range(TRIES - 1):
+            with suppress(DataError):
+                return self.database.transaction(body)
+        return self.database.transaction(body)
 
     def checkpoint(
         self,

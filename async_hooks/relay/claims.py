@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-import os
 import queue
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from random import uniform
 from typing import TYPE_CHECKING
@@ -16,18 +15,18 @@ from flask import Flask
 
 from ..config import Config
 from ..delivery import Claim
-from ..envelope import Envelope, new_id
+from ..envelope import Envelope, Hold, new_id
 from ..errors import OutboxUnavailable, TransportError
 from ..host.notifier import notify_all
 from ..host.threads import started
-from ..state import Result, is_under_test
+from ..limits import has_limits
+from ..state import Result, state_of
 from ..texts import log_exception, text_of
 from ..verdict import Outcome, Verdict
 from .maintenance import MISSED_HEARTBEATS, Maintenance
-from .pool import Pool
 from .process import POLL, SOON, Process
 from .progress import ProgressWriter
-from .relay import Relay
+from .promoter import Promoter
 from .settle import Settler
 from .share import Share
 
@@ -62,6 +61,7 @@ class Claims:
         self._settler = Settler(app, config, opened.store, process)
         self._maintenance = Maintenance(self._settler, opened, share.name, share.queues or ())
         self._progress = ProgressWriter(process, opened.store)
+        self._promoter = Promoter(opened.promotion)
         self._thread: threading.Thread | None = None
         #: What is claimed and waits for a sender.
         self._ready: queue.SimpleQueue[Envelope | None] = queue.SimpleQueue()
@@ -96,7 +96,10 @@ class Claims:
             self.has_failed = True
         claimed = len(process.claimed)
         is_idle = self._share.idle is not None and not claimed
-        if is_idle or (self._has_more and claimed <= process.prefetch // 2):
+        hold = envelope.hold
+        if hold is not None:
+            self._promoter.touch([hold])
+        if hold or is_idle or (self._has_more and claimed <= process.prefetch // 2):
             process.notifier.notify()
 
     def lose(self, envelope: Envelope, error: BaseException) -> None:
@@ -141,10 +144,15 @@ class Claims:
                 logger.error("Can't start a relay thread; others must relay.")
         return self._thread is not None
 
-    def wake(self) -> None:
-        """Look at once for what is due; where this process does not relay, wake those that do."""
+    def wake(self, holds: Iterable[Hold] = ()) -> None:
+        """Look at once for what is due, or waits by ``holds``.
+
+        Where this process does not relay, wake those that do.
+        """
         if not self._maintenance.relays:
             notify_all(self.process.runtime_name)
+        else:
+            self._promoter.touch(holds)
         self._has_more = True
         self.process.notifier.notify()
 
@@ -183,7 +191,10 @@ class Claims:
         now = self.process.monotonic()
         if self._maintenance.maintain(now):
             self._has_more = True
+        kinds = self._maintenance.kinds - self.process.parked_kinds(now)
+        self._promoter.run(kinds, has_limits=has_limits(state_of(self._app)))
         self._claim(now)
+        self._next_due = min(self._next_due, self._promoter.due_in(self._store.now()))
 
     def _claim(self, now: float) -> None:
         """Claim as many as there is room for, and find out when to do so again."""
@@ -224,37 +235,3 @@ class Claims:
         idle = self._share.idle
         if idle is not None and not self.process.claimed and (self._quota <= 0 or not is_used_up):
             idle(is_used_up)
-
-
-class OutboxRelay(Relay[Claims]):
-    """Carries what waits in the outbox."""
-
-    is_durable = True
-
-    def start(self) -> None:
-        """Begin to claim and to carry, once in each process; not under test."""
-        if is_under_test(self._app):
-            return
-        self._begin(self._pool[os.getpid()])
-
-    def attend(self) -> None:
-        """Show the others that this process lives, which runs what they send it."""
-        pool = self._pool[os.getpid()]
-        if not (pool.source.process.is_registered.is_set() or self._app.testing):
-            with pool.lock:
-                pool.source.start(claims=False)
-
-    def wake(self) -> None:
-        """Say that something may wait in the outbox."""
-        pool = self._pool[os.getpid()]
-        if self._config.relay and not self._app.testing:
-            self._begin(pool)  # In a test it begins with a server's request only.
-        pool.source.wake()
-
-    def _begin(self, pool: Pool[Claims]) -> None:
-        if pool.threads or pool.stopping.is_set():
-            return
-        with pool.lock:
-            is_claiming = pool.source.start()
-        if is_claiming:
-            self._start(pool)

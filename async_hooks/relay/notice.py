@@ -35,5 +35,8 @@ def notices_of(app: Flask, envelope: Envelope, error: str) -> list[Envelope]:
         unique_key=None,
         ref=None,
         finishes=False,
+        waiting_key=None,
+        limit_key=None,
+        rate_key=None,
     )
     return [notice]

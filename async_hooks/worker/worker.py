@@ -18,7 +18,7 @@ from flask import Flask
 
 from ..errors import ConfigError, OutboxRequired
 from ..host.per_process import PerProcess
-from ..relay.claims import OutboxRelay
+from ..relay.outbox_relay import OutboxRelay
 from ..relay.process import POLL, Process
 from ..relay.relay import report_overdue
 from ..relay.share import Share
