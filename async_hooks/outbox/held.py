@@ -2,71 +2,125 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.sql.dml import UpdateBase
 
 from ..delivery import DeliveryState
+from ..envelope import Hold
+from .connections import Connection
+from .database import Database
 from .schema import deliveries, pauses
 
 _d = deliveries.c
 
 Kinds = frozenset[tuple[str, str]]
 
+#: Keys that are looked at in a row, at most.
+PAGE = 200
+
+_OF_A_HEAD = (_d.id, _d.task, _d.queue, _d.priority, _d.run_at, _d.rate_key, _d.paused)
+
 _OURS = _d.audience == sa.bindparam("of")
 _IS_HELD = sa.and_(_OURS, _d.state == DeliveryState.HELD.value)
+_IS_AVAILABLE = _d.state == DeliveryState.AVAILABLE.value
+_IS_CLOSED = sa.exists().where(pauses.c.audience == _d.audience, pauses.c.queue == _d.queue)
 
 
-class Waiting:
-    """Those that wait by one ``column``, which has the key of a limit or a rate."""
+class Heads:
+    """Finds the first ones that wait by one ``column``, which has the key of a limit or a rate."""
 
     def __init__(self, column: sa.Column[Any]) -> None:
-        executes = _d.state == DeliveryState.EXECUTING.value
-        if column is _d.rate_key:  # Once it has begun, the next one may.
-            executes = sa.and_(executes, _d.started_at.is_(None))
-        is_promoted = sa.or_(_d.state == DeliveryState.AVAILABLE.value, executes)
         head = (
-            sa.select(column.label("key"), _d.task, _d.priority, _d.run_at, _d.rate_key)
+            sa.select(column.label("key"), *_OF_A_HEAD)
+            .where(_IS_HELD)
             .order_by(column, _d.priority, _d.run_at, _d.id)
             .limit(1)
         )
-        #: Counts those of a key that take a slot.
-        self.count = sa.select(sa.func.count().label("number")).where(
-            _OURS, column == sa.bindparam("key"), is_promoted
-        )
-        #: Finds the first that a key holds.
-        self.first = head.where(_IS_HELD, column == sa.bindparam("key"))
-        #: Finds the same of the next priority.
+        #: The first of a key, of its next priority, and of the next key.
+        self.first = head.where(column == sa.bindparam("key"))
         self.behind = self.first.where(_d.priority > sa.bindparam("after"))
-        #: Finds the first that the next key holds.
-        self.next = head.where(_IS_HELD, column > sa.bindparam("key"))
+        self.next = head.where(column > sa.bindparam("key"))
 
 
-BY = {column.name: Waiting(column) for column in (_d.limit_key, _d.rate_key)}
+BY = {column.name: Heads(column) for column in (_d.limit_key, _d.rate_key)}
+
+
+def heads(database: Database, audience: str, column: str, after: str = "") -> Iterator[Any]:
+    """Yield the heads of a page of the keys behind ``after``."""
+    for _ in range(PAGE):
+        head = database.execute(BY[column].next, {"of": audience, "key": after}).one()
+        if head is None:
+            return
+        after = head.key
+        yield head
+
+
+def takes_turns(column: str, head: Any) -> bool:
+    """Tell whether it is by ``column`` that ``head`` waits: with a rate, it is by that."""
+    return column == "rate_key" or head.rate_key is None
+
+
+@lru_cache(maxsize=64)
+def _promoted(column: str, kinds: Kinds) -> Any:
+    """Return what counts those of a key that take a slot, and those of them that nobody claims."""
+    executes = _d.state == DeliveryState.EXECUTING.value
+    if column == "rate_key":  # Once it has begun, the next one may.
+        executes = sa.and_(executes, _d.started_at.is_(None))
+    return sa.select(
+        sa.func.count().label("number"),
+        sa.func.count(sa.case((_is_stuck(kinds), 1))).label("stuck"),
+    ).where(_OURS, _d[column] == sa.bindparam("key"), sa.or_(_IS_AVAILABLE, executes))
+
+
+@lru_cache(maxsize=64)
+def hold_again(column: str, kinds: Kinds) -> UpdateBase:
+    """Return what holds again those of a key that are promoted, and that nobody claims."""
+    stuck = _is_stuck(kinds)
+    where = _OURS, _d[column] == sa.bindparam("key"), stuck
+    return sa.update(deliveries).where(*where).values(state=DeliveryState.HELD.value)
+
+
+def promoted(
+    runs: Database | Connection, audiences: Sequence[str], hold: Hold, kinds: Kinds
+) -> tuple[int, int]:
+    """Return how many take a slot of ``hold``, and how many of them nobody claims."""
+    statement = _promoted(hold.column, kinds)
+    rows = [runs.execute(statement, {"of": each, "key": hold.key}).rows[0] for each in audiences]
+    return sum(row.number for row in rows), sum(row.stuck for row in rows)
 
 
 @lru_cache(maxsize=64)
 def due(column: str, kinds: Kinds, passed: int = 0) -> sa.Select[Any]:
-    """Return what finds the due ones of one key and priority that somebody may claim.
+    """Return what finds the due ones of one key and priority that somebody claims.
 
-    Of the ``kinds`` that are known, not paused, and not under one of so many full limits.
+    But for those under one of so many full limits.
     """
-    known = [sa.and_(_d.task == task, _d.receiver == receiver) for task, receiver in sorted(kinds)]
-    is_closed = sa.exists().where(pauses.c.audience == _d.audience, pauses.c.queue == _d.queue)
     where = [
         _IS_HELD,
         _d[column] == sa.bindparam("key"),
         _d.priority == sa.bindparam("at"),
         _d.run_at <= sa.bindparam("now"),
         _d.paused.is_not(sa.true()),
-        sa.or_(sa.false(), *known),
-        ~is_closed,
+        _are_known(kinds),
+        ~_IS_CLOSED,
     ]
     if column == "limit_key":
-        where.append(_d.rate_key.is_(None))  # Else it takes turns by its rate.
+        where.append(_d.rate_key.is_(None))
     if passed:
-        full: list[Any] = [sa.bindparam(f"full{number}") for number in range(passed)]
+        full: list[sa.BindParameter[str]] = [sa.bindparam(f"full{each}") for each in range(passed)]
         where.append(sa.or_(_d.limit_key.is_(None), _d.limit_key.not_in(full)))
     found = sa.select(_d.id, _d.limit_key).where(*where)
     return found.order_by(_d.run_at, _d.id).limit(sa.bindparam("most"))
+
+
+def _is_stuck(kinds: Kinds) -> sa.ColumnElement[bool]:
+    return sa.and_(_IS_AVAILABLE, sa.or_(~_are_known(kinds), _IS_CLOSED))
+
+
+def _are_known(kinds: Kinds) -> sa.ColumnElement[bool]:
+    known = [sa.and_(_d.task == task, _d.receiver == receiver) for task, receiver in sorted(kinds)]
+    return sa.or_(sa.false(), *known)

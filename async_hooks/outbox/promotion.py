@@ -20,14 +20,14 @@ from ..envelope import Hold
 from ..limits import Limits
 from .connections import Connection
 from .database import Database
-from .held import BY, Kinds, due
+from .held import BY, PAGE, Kinds, due, heads, hold_again, promoted, takes_turns
 from .schema import deliveries, keys
 from .statements import InsertMissing
 
 _d = deliveries.c
 
-#: Deliveries that one step promotes, and keys that one sweep looks at, at most.
-_BATCH, _PAGE = 100, 200
+#: Deliveries that one step promotes at most.
+_BATCH = 100
 
 #: Seconds ahead of its instant that what has a rate is promoted; it is due then.
 _AHEAD = 1.0
@@ -48,7 +48,7 @@ _PURGE: UpdateBase = sa.delete(keys).where(
 @lru_cache(maxsize=128)
 def _promote(number: int) -> UpdateBase:
     """Return what promotes so many, at ``at`` if that is given."""
-    ids: list[Any] = [sa.bindparam(f"id{each}") for each in range(number)]
+    ids: list[sa.BindParameter[str]] = [sa.bindparam(f"id{each}") for each in range(number)]
     return (
         sa.update(deliveries)
         .where(_d.id.in_(ids), _d.state == DeliveryState.HELD.value)
@@ -69,8 +69,8 @@ class Turn(NamedTuple):
 def turn_of(limits: Limits, free_at: float, now: float) -> Turn:
     """Return the next turn under a rate whose next instant is free at ``free_at``."""
     interval = limits.interval or 0.0
-    # It is further ahead only if a clock was set back, or if the rate was another.
-    free_at = min(free_at, now + limits.burst * interval)
+    if free_at > now + _AHEAD + limits.burst * interval:
+        free_at = now  # A clock was set back, or the rate was another.
     at = max(now, free_at - (limits.burst - 1) * interval)
     return Turn(at, max(free_at, at) + interval)
 
@@ -110,22 +110,16 @@ class Promotion:
 
     def sweep(self, after: str, kinds: Kinds) -> Sweep:
         """Promote what nobody did, by a page of the keys behind ``after``."""
-        lasts, later, now = [], [float("inf")], self._now()
+        ends, later, now = [], [float("inf")], self._now()
         for column, audience in ((c, a) for c in BY for a in self._audiences):
-            key = after
-            for _ in range(_PAGE):
-                values = {"of": audience, "key": key}
-                head = self._database.execute(BY[column].next, values).one()
-                if head is None:
-                    break
-                key = head.key
+            found = [*heads(self._database, audience, column, after)]
+            for head in (each for each in found if takes_turns(column, each)):
                 if head.run_at > now:
                     later.append(head.run_at)
-                if column == "rate_key" or head.rate_key is None:
-                    self._step(audience, Hold(column, key), head, kinds)
-            else:
-                lasts.append(key)
-        return Sweep(min(lasts, default=""), min(later))
+                self._step(audience, Hold(column, head.key), head, kinds)
+            if len(found) == PAGE:
+                ends.append(found[-1].key)
+        return Sweep(min(ends, default=""), min(later))
 
     def purge(self, older_than: float) -> None:
         """Forget the keys whose instants have been free for ``older_than`` seconds."""
@@ -138,29 +132,43 @@ class Promotion:
         if limits is None:
             return
         # Looked up before anything is locked: what waits for an end waits for long.
+        number, stuck = promoted(self._database, self._audiences, hold, kinds)
+        if stuck:  # Its queue was paused since, or its code is gone: the slot is for others.
+            again = hold_again(hold.column, kinds)
+            self._database.execute(again, {"of": audience, "key": hold.key}, repeatable=True)
+            number -= stuck
         if hold.column == "rate_key":
             key = {"of": self._audiences[0], "key": hold.key}
             known = self._database.execute(_FREE_AT, key).one()
-            free_at = self._now() if known is None else known.free_at
-            if self._turn(self._database, hold, free_at, limits) is None:
-                return
-            row = self._next(audience, hold, head.priority, limits, kinds)
-            if row is not None:
-                self._database.transaction(lambda c: self._let_begin(c, hold, limits, row))
-        elif (room := self._room(self._database, hold, limits)) > 0:
+            if number == 0 and (known is None or self._turn(known.free_at, limits) is not None):
+                row = self._next(audience, hold, head.priority, limits, kinds)
+                if row is not None:
+                    self._database.transaction(
+                        lambda c: self._let_begin(c, hold, limits, row, kinds)
+                    )
+        elif (room := _room(limits, number)) > 0:
             found = self._due(audience, hold, head.priority, room, kinds)
             if found:
-                self._database.transaction(lambda c: self._fill(c, hold, limits, found))
+                self._database.transaction(lambda c: self._fill(c, hold, limits, found, kinds))
 
     def _fill(
-        self, connection: Connection, hold: Hold, limits: Limits, found: Sequence[Any]
+        self,
+        connection: Connection,
+        hold: Hold,
+        limits: Limits,
+        found: Sequence[Any],
+        kinds: Kinds,
     ) -> None:
         """Promote as many of those that were ``found`` as there is room for in a limit."""
+        number = 0
         if limits.limit is not None:
             self._lock(connection, hold.key)
-        self._mark(connection, found[: max(0, self._room(connection, hold, limits))])
+            number, _ = promoted(connection, self._audiences, hold, kinds)
+        self._mark(connection, found[: max(0, _room(limits, number))])
 
-    def _let_begin(self, connection: Connection, hold: Hold, limits: Limits, row: Any) -> None:
+    def _let_begin(
+        self, connection: Connection, hold: Hold, limits: Limits, row: Any, kinds: Kinds
+    ) -> None:
         """Promote ``row`` at the next instant of its rate.
 
         One at a time, until it has begun: so whatever is late, in no window more begin than the
@@ -168,34 +176,27 @@ class Promotion:
         """
         free_at = self._lock(connection, hold.key)
         if row.limit_key is not None:
-            own = Hold("limit_key", row.limit_key)
-            self._lock(connection, own.key)
-            if self._room(connection, own, limits) <= 0:
+            self._lock(connection, row.limit_key)  # All locks first: what is read then is new.
+            if not self._has_slot(connection, row.limit_key, limits, kinds):
                 return
-        turn = self._turn(connection, hold, free_at, limits)
-        if turn is not None and self._mark(connection, [row], at=turn.at):
+        turn = self._turn(free_at, limits)
+        if turn is None or promoted(connection, self._audiences, hold, kinds)[0] > 0:
+            return
+        if self._mark(connection, [row], at=turn.at):
             used = {"of": self._audiences[0], "key": hold.key, "at": turn.free_at}
             connection.execute(_SET_FREE_AT, used)
 
-    def _turn(
-        self, runs: Database | Connection, hold: Hold, free_at: float, limits: Limits
-    ) -> Turn | None:
-        """Return the turn of the next one under a rate, if it comes soon."""
-        turn = turn_of(limits, free_at, self._now())
-        if turn.at > self._now() + _AHEAD or self._promoted(runs, hold) > 0:
-            return None
-        return turn
+    def _turn(self, free_at: float, limits: Limits) -> Turn | None:
+        """Return the next turn under a rate, if it comes soon."""
+        now = self._now()
+        turn = turn_of(limits, free_at, now)
+        return turn if turn.at <= now + _AHEAD else None
 
-    def _room(self, runs: Database | Connection, hold: Hold, limits: Limits) -> int:
-        """Return how many more a limit lets run, up to a batch."""
-        if limits.limit is None:
-            return _BATCH
-        return min(_BATCH, limits.limit - self._promoted(runs, hold))
-
-    def _promoted(self, runs: Database | Connection, hold: Hold) -> int:
-        count = BY[hold.column].count
-        found = (runs.execute(count, {"of": each, "key": hold.key}) for each in self._audiences)
-        return sum(each.rows[0].number for each in found)
+    def _has_slot(
+        self, runs: Database | Connection, key: str, limits: Limits, kinds: Kinds
+    ) -> bool:
+        hold = Hold("limit_key", key)
+        return _room(limits, promoted(runs, self._audiences, hold, kinds)[0]) > 0
 
     def _next(
         self, audience: str, hold: Hold, priority: int, limits: Limits, kinds: Kinds
@@ -207,7 +208,7 @@ class Promotion:
             if not found:
                 return None
             key = found[0].limit_key
-            if key is None or self._room(self._database, Hold("limit_key", key), limits) > 0:
+            if key is None or self._has_slot(self._database, key, limits, kinds):
                 return found[0]
             full.append(key)
         return None
@@ -250,3 +251,8 @@ class Promotion:
                 _ADD_KEY, values | {"audience": values["of"], "free_at": self._now()}
             )
         return float(row.free_at)
+
+
+def _room(limits: Limits, number: int) -> int:
+    """Return how many more a limit lets run beside ``number``, up to a batch."""
+    return _BATCH if limits.limit is None else min(_BATCH, limits.limit - number)

@@ -13,13 +13,15 @@ from typing import Any, TypeVar
 from sqlalchemy import delete, select
 
 from async_hooks.delivery import Claim, DeliveryState, Ending
-from async_hooks.envelope import FINISHED, Envelope, new_id
+from async_hooks.envelope import FINISHED, Envelope, Hold, new_id
+from async_hooks.limits import Limits
 from async_hooks.outbox.connections import Connection
 from async_hooks.outbox.database import Database
 from async_hooks.outbox.engines import engine_for
 from async_hooks.outbox.processes import Orphan, Processes
+from async_hooks.outbox.promotion import Promotion, Sweep
 from async_hooks.outbox.queries import Queries
-from async_hooks.outbox.schema import deliveries, pauses, processes, progress
+from async_hooks.outbox.schema import deliveries, keys, pauses, processes, progress
 from async_hooks.outbox.statements import Result
 from async_hooks.outbox.store import Store
 from tests.support.databases import fresh_database
@@ -79,6 +81,9 @@ class Steps:
         self.store = Store(database, audiences, now=lambda: self.now)
         self.processes = Processes(database, audiences, lambda: self.now)
         self.queries = Queries(database, audiences, lambda: self.now)
+        #: What this code's tasks say of their limits.
+        self.limits: dict[str, Limits] = {}
+        self.promotion = Promotion(database, audiences, lambda: self.now, self.limits.get)
 
     @contextmanager
     def at(self, now: float) -> Iterator[None]:
@@ -137,6 +142,14 @@ class Steps:
     def finishes(self, parent: Envelope) -> list[Any]:
         """Return the rows of what tells that ``parent`` is over."""
         return self.queries.rows(root=parent.id, receiver=FINISHED)
+
+    def promote(self, hold: Hold, *, now: float = NOW) -> None:
+        with self.at(now):
+            self.promotion.promote(hold, frozenset(KNOWN))
+
+    def sweep(self, *, after: str = "", now: float = NOW) -> Sweep:
+        with self.at(now):
+            return self.promotion.sweep(after, frozenset(KNOWN))
 
     def begin(
         self, claimed: Envelope, *, process: str | None = "process", now: float = NOW
@@ -234,7 +247,7 @@ class Outbox(Steps):
 
     def clear(self) -> None:
         def body(connection: Connection) -> None:
-            for table in (deliveries, progress, processes, pauses):
+            for table in (deliveries, progress, processes, pauses, keys):
                 connection.execute(delete(table))
 
         self.database.transaction(body)
