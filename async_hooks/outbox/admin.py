@@ -22,6 +22,7 @@ from .processes import Processes, ProcessRow
 from .queries import Queries
 from .report import Backlog, Health, RelaySeen, lateness, moment, problem_of, reason
 from .shown import delivery_of
+from .standing import explain_held, neglected_since
 from .store import Store
 from .until_finished import wait_until_finished
 
@@ -146,14 +147,16 @@ class Outbox(Changes):
 
     def why(self, delivery_id: str) -> str:
         """Say in one sentence why the delivery is where it is."""
-        delivery = self.get(delivery_id)
-        if delivery is None:
+        rows = self.rows(limit=1, ids=[delivery_id])
+        if not rows:
             return f"No delivery {delivery_id!r} (it never existed, or has been purged)."
+        delivery, state, now = self._delivery(rows[0]), state_of(self._app), self._now()
         return reason(
             delivery,
-            moment(self._now()),
-            is_known=(delivery.task, delivery.receiver or "") in kinds_of(state_of(self._app)),
+            moment(now),
+            is_known=(delivery.task, delivery.receiver or "") in kinds_of(state),
             is_paused=delivery.queue in self.paused(),
+            held=explain_held(state, self._database, self._audiences, rows[0], now),
             relays=self.relays(),
             unfinished=self._unfinished_of(delivery),
         )
@@ -180,9 +183,14 @@ class Outbox(Changes):
         ]
 
     def overdue(self) -> timedelta | None:
-        """Return since how long the longest waiting delivery is due, None if none is."""
-        due = self.oldest_due()
-        return None if due is None else lateness(due, self._now())
+        """Return since how long the longest waiting delivery is due, None if none is.
+
+        What a limit holds does not count, unless nothing of that limit runs.
+        """
+        state, now = state_of(self._app), self._now()
+        neglected = neglected_since(state, self._database, self._audiences, self.paused(), now)
+        due = [at for at in (self.oldest_due(), neglected) if at is not None]
+        return lateness(min(due), now) if due else None
 
     def health(self, *, patience: float | timedelta = 60) -> Health:
         """Tell whether deliveries are sent: something relays, and none is due for too long.

@@ -22,7 +22,7 @@ Kinds = frozenset[tuple[str, str]]
 #: Keys that are looked at in a row, at most.
 PAGE = 200
 
-_OF_A_HEAD = (_d.id, _d.task, _d.queue, _d.priority, _d.run_at, _d.rate_key, _d.paused)
+_OF_A_HEAD = (_d.task, _d.queue, _d.priority, _d.run_at, _d.limit_key, _d.rate_key, _d.paused)
 
 _OURS = _d.audience == sa.bindparam("of")
 _IS_HELD = sa.and_(_OURS, _d.state == DeliveryState.HELD.value)

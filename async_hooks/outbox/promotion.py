@@ -37,8 +37,9 @@ _PASSED = 20
 
 _ADD_KEY = InsertMissing(keys)
 _KEY = sa.and_(keys.c.audience == sa.bindparam("of"), keys.c.key == sa.bindparam("key"))
-_FREE_AT = sa.select(keys.c.free_at).where(_KEY)
-_LOCK = _FREE_AT.with_for_update()
+#: Finds from when on the next instant of a key is free.
+FREE_AT = sa.select(keys.c.free_at).where(_KEY)
+_LOCK = FREE_AT.with_for_update()
 _SET_FREE_AT: UpdateBase = sa.update(keys).where(_KEY).values(free_at=sa.bindparam("at"))
 _PURGE: UpdateBase = sa.delete(keys).where(
     keys.c.audience == sa.bindparam("of"), keys.c.free_at < sa.bindparam("before")
@@ -139,7 +140,7 @@ class Promotion:
             number -= stuck
         if hold.column == "rate_key":
             key = {"of": self._audiences[0], "key": hold.key}
-            known = self._database.execute(_FREE_AT, key).one()
+            known = self._database.execute(FREE_AT, key).one()
             if number == 0 and (known is None or self._turn(known.free_at, limits) is not None):
                 row = self._next(audience, hold, head.priority, limits, kinds)
                 if row is not None:

@@ -83,12 +83,13 @@ def reason(
     *,
     is_known: bool,
     is_paused: bool,
+    held: str | None,
     relays: Sequence[RelaySeen],
     unfinished: Sequence[Delivery],
 ) -> str:
-    """Say in one sentence why the delivery is where it is."""
+    """Say in one sentence why the delivery is where it is; ``held`` says what holds it."""
     error = f" Last error: {delivery.error}" if delivery.error else ""
-    finished = _in_words(delivery.finished_at)
+    finished = in_words(delivery.finished_at)
     match delivery.state:
         case DeliveryState.COMPLETED | DeliveryState.CANCELLED:
             return f"It was {delivery.state} at {finished}."
@@ -111,7 +112,9 @@ def reason(
     elif is_paused:
         why = f"It waits because the queue {delivery.queue!r} is paused."
     elif delivery.run_at > now:
-        why = f"It waits for its time, {_in_words(delivery.run_at)}."
+        why = f"It waits for its time, {in_words(delivery.run_at)}."
+    elif held is not None:
+        why = held
     elif not alive:
         why = "It is due, and no process relays."
     elif problem is not None:
@@ -151,7 +154,8 @@ def lateness(due_at: float, now: float) -> timedelta:
         return timedelta.max
 
 
-def _in_words(at: datetime | None) -> str:
+def in_words(at: datetime | None) -> str:
+    """Return a time as sentences name it."""
     return at.isoformat(sep=" ", timespec="seconds") if at is not None else "?"
 
 

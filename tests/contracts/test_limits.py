@@ -225,7 +225,7 @@ def test_many_who_promote_claim_and_end_at_once_never_exceed_a_limit(outbox: Out
         outbox.added(limit_key=f"key-{number % 3}")
     running: Counter[str] = Counter()
     most: Counter[str] = Counter()
-    lock, done = threading.Lock(), []
+    lock, done = threading.Lock(), list[str]()
 
     def work() -> None:
         own = limited(Steps(outbox.another(patience=30, is_own=outbox.is_own)))
@@ -628,7 +628,7 @@ def test_of_launches_that_are_merged_at_once_none_is_left_out(outbox: Outbox) ->
         own.store.add([debounced(number)._replace(body=f'{{"n{number}":1}}')])
         own.database.engine.dispose()
 
-    together(*(lambda number=number: add(number) for number in range(6)))  # type: ignore[misc]
+    together(*(lambda number=number: add(number) for number in range(6)))
     [row] = outbox.rows()
     assert all(f'"n{number}":1' in row["body"] for number in range(6))
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from async_hooks.outbox import audiences, claiming, groups
+from async_hooks.outbox import audiences, claiming, groups, held
 from async_hooks.outbox.schema import deliveries
 from async_hooks.outbox.statements import compiled
 from tests.contracts.outboxes import KNOWN, Outbox, an_outbox
@@ -40,8 +40,33 @@ def outbox(tmp_path_factory: Any) -> Iterator[Outbox]:
         (audiences._NEXT, "async_hooks_newest (audience>?)"),
         (groups._UNFINISHED, "async_hooks_children (parent_id=? AND state=?)"),
         (groups._CLOSABLE, "async_hooks_due (audience=? AND state=?)"),
+        (held.BY["limit_key"].first, "async_hooks_limit (audience=? AND state=? AND limit_key=?)"),
+        (
+            held.BY["rate_key"].behind,
+            "async_hooks_rate (audience=? AND state=? AND rate_key=? AND priority>?)",
+        ),
+        (held.BY["limit_key"].next, "async_hooks_limit (audience=? AND state=? AND limit_key>?)"),
+        (
+            held._promoted("limit_key", frozenset(KNOWN)),
+            "async_hooks_limit (audience=? AND state=? AND limit_key=?)",
+        ),
+        (
+            held.due("rate_key", frozenset(KNOWN), 2),
+            "async_hooks_rate (audience=? AND state=? AND rate_key=? AND priority=? AND run_at<?)",
+        ),
     ],
-    ids=["first head", "next priority", "next queue", "due", "next audience", "children", "groups"],
+    ids=[
+        *(
+            "first head",
+            "next priority",
+            "next queue",
+            "due",
+            "next audience",
+            "children",
+            "groups",
+        ),
+        *("held", "held behind", "next held", "promoted", "held and due"),
+    ],
 )
 def test_it_is_found_by_a_seek(outbox: Outbox, statement: Any, search: str) -> None:
     assert_seeks(plan_of(outbox, text_of(outbox, statement)), search)
