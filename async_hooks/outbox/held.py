@@ -34,16 +34,18 @@ class Heads:
     """Finds the first ones that wait by one ``column``, which has the key of a limit or a rate."""
 
     def __init__(self, column: sa.Column[Any]) -> None:
-        head = (
+        #: The first of a key, and of its next priority.
+        self.first = (
             sa.select(column.label("key"), *_OF_A_HEAD)
-            .where(_IS_HELD)
-            .order_by(column, _d.priority, _d.run_at, _d.id)
+            .where(_IS_HELD, column == sa.bindparam("key"))
+            .order_by(_d.priority, _d.run_at, _d.id)
             .limit(1)
         )
-        #: The first of a key, of its next priority, and of the next key.
-        self.first = head.where(column == sa.bindparam("key"))
         self.behind = self.first.where(_d.priority > sa.bindparam("after"))
-        self.next = head.where(column > sa.bindparam("key"))
+        #: The next key. By ORDER BY and LIMIT, MariaDB would read all that is held before.
+        self.next = sa.select(sa.func.min(column).label("key")).where(
+            _IS_HELD, column > sa.bindparam("key")
+        )
 
 
 BY = {column.name: Heads(column) for column in (_d.limit_key, _d.rate_key)}
@@ -52,11 +54,12 @@ BY = {column.name: Heads(column) for column in (_d.limit_key, _d.rate_key)}
 def heads(database: Database, audience: str, column: str, after: str = "") -> Iterator[Any]:
     """Yield the heads of a page of the keys behind ``after``."""
     for _ in range(PAGE):
-        head = database.execute(BY[column].next, {"of": audience, "key": after}).one()
-        if head is None:
+        after = database.execute(BY[column].next, {"of": audience, "key": after}).rows[0].key
+        if after is None:
             return
-        after = head.key
-        yield head
+        head = database.execute(BY[column].first, {"of": audience, "key": after}).one()
+        if head is not None:
+            yield head
 
 
 def takes_turns(column: str, head: Any) -> bool:
@@ -108,12 +111,10 @@ def due(column: str, kinds: Kinds, passed: int = 0) -> sa.Select[Any]:
         _are_known(kinds),
         ~_IS_CLOSED,
     ]
-    if column == "limit_key":
-        where.append(_d.rate_key.is_(None))
     if passed:
         full: list[sa.BindParameter[str]] = [sa.bindparam(f"full{each}") for each in range(passed)]
         where.append(sa.or_(_d.limit_key.is_(None), _d.limit_key.not_in(full)))
-    found = sa.select(_d.id, _d.limit_key).where(*where)
+    found = sa.select(_d.id, _d.limit_key, _d.rate_key).where(*where)
     return found.order_by(_d.run_at, _d.id).limit(sa.bindparam("most"))
 
 

@@ -230,7 +230,8 @@ class Promotion:
         at: int | None = priority
         while at is not None and len(found) < most:
             here = values | passed | {"at": at, "most": most - len(found)}
-            found += execute(due(hold.column, kinds, len(full)), here).rows
+            rows = execute(due(hold.column, kinds, len(full)), here).rows
+            found += [row for row in rows if takes_turns(hold.column, row)]
             if len(found) < most:
                 behind = execute(BY[hold.column].behind, values | {"after": at}).one()
                 at = None if behind is None else behind.priority

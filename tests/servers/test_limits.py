@@ -68,7 +68,7 @@ class Shop:
     def _all_relay(self) -> bool:
         with suppress(requests.RequestException):
             requests.get(f"http://127.0.0.1:{self.port}/", timeout=5)
-        return sum(relay.can_relay for relay in self.outbox.relays()) >= 8
+        return len([relay for relay in self.outbox.relays() if relay.can_relay]) >= 8
 
     def launch(self, task: Any, data: dict[str, Any]) -> str:
         with self.app.app_context():
