@@ -13,6 +13,7 @@ from ..envelope import Hold
 from ..limits import key_texts, limits_of
 from ..receivers import kinds_of
 from ..state import State
+from ..task import AsyncTask
 from .database import Database
 from .held import BY, heads, promoted, takes_turns
 from .promotion import FREE_AT, turn_of
@@ -29,19 +30,19 @@ def explain_held(
     task = state.tasks.find(row.task)
     if task is None or row.state != DeliveryState.HELD:
         return None
-    limits, texts = limits_of(task), key_texts(task, json.loads(row.body))
+    limits, texts = limits_of(task), _texts(task, row.body)
     kinds = frozenset(kinds_of(state))
     if row.limit_key is not None and limits.limit is not None:
         hold = Hold("limit_key", row.limit_key)
         number, _ = promoted(database, audiences, hold, kinds)
         if number >= limits.limit:
-            return f"It is held: {number} of {limits.limit} run{_whose(texts['limit_key'])}."
+            return f"It is held: {number} of {limits.limit} run{_whose(texts.get('limit_key'))}."
     if row.rate_key is None or limits.interval is None:
         return None
     number = database.execute(_before(row)).rows[0].number
     free_at = _free_at(database, audiences[0], row.rate_key, now)
     at = moment(turn_of(limits, free_at, now).at + number * limits.interval)
-    whose = _whose(texts["rate_key"])
+    whose = _whose(texts.get("rate_key"))
     return f"It is held: {task.rate} begin{whose}, and its turn comes at {in_words(at)}."
 
 
@@ -70,6 +71,13 @@ def neglected_since(
             ):
                 found.append(since)
     return min(found, default=None)
+
+
+def _texts(task: type[AsyncTask], body: str) -> dict[str, str | None]:
+    try:
+        return key_texts(task, json.loads(body))
+    except Exception:  # The row was spoilt, or the task is another by now: the rest is still said.
+        return {}
 
 
 def _whose(key: str | None) -> str:
