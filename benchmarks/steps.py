@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from statistics import median
 from typing import Any, TypeVar
@@ -18,9 +19,11 @@ from uuid import uuid4
 from sqlalchemy import insert
 
 from async_hooks.delivery import Claim, DeliveryState, Ending
-from async_hooks.envelope import Envelope, new_id
+from async_hooks.envelope import Envelope, Hold, new_id
+from async_hooks.limits import Limits
 from async_hooks.outbox.database import Database
 from async_hooks.outbox.engines import engine_for
+from async_hooks.outbox.promotion import Promotion
 from async_hooks.outbox.queries import Queries
 from async_hooks.outbox.rows import row_of
 from async_hooks.outbox.schema import deliveries
@@ -130,6 +133,67 @@ def time_purge(outbox: Store) -> list[float]:
         found, microseconds = _timed(queries.purge_batch, 0)
         times.append(microseconds)
     return times
+
+
+def add_held(outbox: Store, rows: int, *, keys: int) -> None:
+    """Add so many that limits hold, whose keys take turns."""
+    held = {"state": DeliveryState.HELD.value, "run_at": outbox.now() - _HOUR}
+    numbers = count()
+    _fill(outbox, rows, lambda part: {**held, "limit_key": _key(next(numbers) % keys)})
+
+
+def time_claims(outbox: Store, batches: int) -> float:
+    """Claim so many batches, and nothing is left; return the median of a claim in microseconds."""
+    times = []
+    add_waiting(outbox, _BATCH)
+    for _ in range(batches):
+        found, took = _timed(outbox.claim, Claim("process", new_id()), [(TASK, "")], _BATCH)
+        if len(found[0]) != _BATCH:
+            raise RuntimeError(f"{len(found[0])} deliveries were claimed instead of {_BATCH}.")
+        times.append(took)
+        for envelope in found[0]:
+            outbox.begin(envelope, "process")
+            outbox.record(envelope, Ending(DeliveryState.COMPLETED))
+        add_waiting(outbox, _BATCH)
+    for envelope in outbox.claim(Claim("process", new_id()), [(TASK, "")], _BATCH)[0]:
+        outbox.begin(envelope, "process")
+        outbox.record(envelope, Ending(DeliveryState.COMPLETED))
+    return median(times)
+
+
+def time_deliveries(outbox: Store, deliveries: int, *, limit: int | None, backlog: int) -> float:
+    """Carry so many from their launch to their end; return what one takes, in microseconds.
+
+    As many as ``backlog`` are launched before two are claimed at a time; with a ``limit``, each is
+    held, and promoted as relays do it.
+    """
+    limits = Limits(limit, None, 1)
+    promotion = Promotion(outbox.database, outbox.audiences, outbox.now, lambda name: limits)
+    kinds = frozenset({(TASK, "")})
+    key = None if limit is None else _key(0)
+    hold = None if key is None else Hold("limit_key", key)
+
+    def look() -> list[Envelope]:
+        if hold is not None:
+            promotion.promote(hold, kinds)
+        return outbox.claim(Claim("process", new_id()), kinds, 2)[0]
+
+    def carry() -> None:
+        done = launched = 0
+        while done < deliveries:
+            while launched < min(deliveries, done + backlog):
+                outbox.add([_envelope()._replace(limit_key=key)])
+                launched += 1
+            for envelope in look():
+                outbox.begin(envelope, "process")
+                outbox.record(envelope, Ending(DeliveryState.COMPLETED))
+                done += 1
+
+    return _timed(carry)[1] / deliveries
+
+
+def _key(number: int) -> str:
+    return f"{number:064x}"
 
 
 def _timed(function: Callable[..., T], *arguments: Any) -> tuple[T, float]:
