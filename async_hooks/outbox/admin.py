@@ -187,8 +187,8 @@ class Outbox(Changes):
 
         What a limit holds does not count, unless nothing of that limit runs.
         """
-        state, now = state_of(self._app), self._now()
-        neglected = neglected_since(state, self._database, self._audiences, self.paused(), now)
+        now = self._now()
+        neglected = neglected_since(self._database, self._audiences, self.paused(), now)
         due = [at for at in (self.oldest_due(), neglected) if at is not None]
         return lateness(min(due), now) if due else None
 

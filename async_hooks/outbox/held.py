@@ -30,13 +30,31 @@ _IS_AVAILABLE = _d.state == DeliveryState.AVAILABLE.value
 _IS_CLOSED = sa.exists().where(pauses.c.audience == _d.audience, pauses.c.queue == _d.queue)
 
 
+def _takes_slot(column: sa.Column[Any]) -> sa.ColumnElement[bool]:
+    """Return what holds for those that are promoted or run."""
+    executes = _d.state == DeliveryState.EXECUTING.value
+    if column is _d.rate_key:  # Once it has begun, the next one may.
+        executes = sa.and_(executes, _d.started_at.is_(None))
+    return sa.or_(_IS_AVAILABLE, executes)
+
+
 class Heads:
     """Finds the first ones that wait by one ``column``, which has the key of a limit or a rate."""
 
     def __init__(self, column: sa.Column[Any]) -> None:
-        #: The first of a key, and of its next priority.
+        #: Counts those of a key that take a slot.
+        self.count = sa.select(sa.func.count().label("number")).where(
+            _OURS, column == sa.bindparam("key"), _takes_slot(column)
+        )
+        last = sa.select(sa.func.max(_d.priority)).where(_IS_HELD, column == sa.bindparam("key"))
+        #: The first of a key, with that number and the last priority; and of the next priority.
         self.first = (
-            sa.select(column.label("key"), *_OF_A_HEAD)
+            sa.select(
+                column.label("key"),
+                *_OF_A_HEAD,
+                self.count.scalar_subquery().label("number"),
+                last.scalar_subquery().label("last_priority"),
+            )
             .where(_IS_HELD, column == sa.bindparam("key"))
             .order_by(_d.priority, _d.run_at, _d.id)
             .limit(1)
@@ -68,32 +86,24 @@ def takes_turns(column: str, head: Any) -> bool:
 
 
 @lru_cache(maxsize=64)
-def _promoted(column: str, kinds: Kinds) -> Any:
-    """Return what counts those of a key that take a slot, and those of them that nobody claims."""
-    executes = _d.state == DeliveryState.EXECUTING.value
-    if column == "rate_key":  # Once it has begun, the next one may.
-        executes = sa.and_(executes, _d.started_at.is_(None))
-    return sa.select(
-        sa.func.count().label("number"),
-        sa.func.count(sa.case((_is_stuck(kinds), 1))).label("stuck"),
-    ).where(_OURS, _d[column] == sa.bindparam("key"), sa.or_(_IS_AVAILABLE, executes))
+def stuck(column: str, kinds: Kinds) -> sa.Select[Any]:
+    """Return what finds one of a key that is promoted, and that nobody claims."""
+    where = _OURS, _d[column] == sa.bindparam("key"), _is_stuck(kinds)
+    return sa.select(_d.id).where(*where).limit(1)
 
 
 @lru_cache(maxsize=64)
 def hold_again(column: str, kinds: Kinds) -> UpdateBase:
-    """Return what holds again those of a key that are promoted, and that nobody claims."""
-    stuck = _is_stuck(kinds)
-    where = _OURS, _d[column] == sa.bindparam("key"), stuck
+    """Return what holds all of these again."""
+    where = _OURS, _d[column] == sa.bindparam("key"), _is_stuck(kinds)
     return sa.update(deliveries).where(*where).values(state=DeliveryState.HELD.value)
 
 
-def promoted(
-    runs: Database | Connection, audiences: Sequence[str], hold: Hold, kinds: Kinds
-) -> tuple[int, int]:
-    """Return how many take a slot of ``hold``, and how many of them nobody claims."""
-    statement = _promoted(hold.column, kinds)
-    rows = [runs.execute(statement, {"of": each, "key": hold.key}).rows[0] for each in audiences]
-    return sum(row.number for row in rows), sum(row.stuck for row in rows)
+def promoted(runs: Database | Connection, audiences: Sequence[str], hold: Hold) -> int:
+    """Return how many take a slot of ``hold``."""
+    count = BY[hold.column].count
+    found = (runs.execute(count, {"of": each, "key": hold.key}) for each in audiences)
+    return sum(each.rows[0].number for each in found)
 
 
 @lru_cache(maxsize=64)

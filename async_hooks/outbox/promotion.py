@@ -20,7 +20,7 @@ from ..envelope import Hold
 from ..limits import Limits
 from .connections import Connection
 from .database import Database
-from .held import BY, PAGE, Kinds, due, heads, hold_again, promoted, takes_turns
+from .held import BY, PAGE, Kinds, due, heads, hold_again, promoted, stuck, takes_turns
 from .schema import deliveries, keys
 from .statements import InsertMissing
 
@@ -117,6 +117,7 @@ class Promotion:
             for head in (each for each in found if takes_turns(column, each)):
                 if head.run_at > now:
                     later.append(head.run_at)
+                self._hold_stuck(audience, Hold(column, head.key), head, kinds)
                 self._step(audience, Hold(column, head.key), head, kinds)
             if len(found) == PAGE:
                 ends.append(found[-1].key)
@@ -133,43 +134,40 @@ class Promotion:
         if limits is None:
             return
         # Looked up before anything is locked: what waits for an end waits for long.
-        number, stuck = promoted(self._database, self._audiences, hold, kinds)
-        if stuck:  # Its queue was paused since, or its code is gone: the slot is for others.
-            again = hold_again(hold.column, kinds)
-            self._database.execute(again, {"of": audience, "key": hold.key}, repeatable=True)
-            number -= stuck
         if hold.column == "rate_key":
             key = {"of": self._audiences[0], "key": hold.key}
             known = self._database.execute(FREE_AT, key).one()
-            if number == 0 and (known is None or self._turn(known.free_at, limits) is not None):
-                row = self._next(audience, hold, head.priority, limits, kinds)
-                if row is not None:
-                    self._database.transaction(
-                        lambda c: self._let_begin(c, hold, limits, row, kinds)
-                    )
-        elif (room := _room(limits, number)) > 0:
-            found = self._due(audience, hold, head.priority, room, kinds)
+            is_soon = known is None or self._turn(known.free_at, limits) is not None
+            row = None
+            if is_soon and head.number == 0:
+                row = self._next(audience, hold, head, limits, kinds)
+            if row is not None:
+                self._database.transaction(lambda c: self._let_begin(c, hold, limits, row))
+        elif (room := _room(limits, head.number)) > 0:
+            found = self._due(audience, hold, head, room, kinds)
             if found:
-                self._database.transaction(lambda c: self._fill(c, hold, limits, found, kinds))
+                self._database.transaction(lambda c: self._fill(c, hold, limits, found))
+
+    def _hold_stuck(self, audience: str, hold: Hold, head: Any, kinds: Kinds) -> None:
+        """Hold again what takes a slot that others need, and that nobody claims.
+
+        Its queue was paused since it was promoted, or its code is gone.
+        """
+        key = {"of": audience, "key": hold.key}
+        if head.number and self._database.execute(stuck(hold.column, kinds), key).rows:
+            self._database.execute(hold_again(hold.column, kinds), key, repeatable=True)
 
     def _fill(
-        self,
-        connection: Connection,
-        hold: Hold,
-        limits: Limits,
-        found: Sequence[Any],
-        kinds: Kinds,
+        self, connection: Connection, hold: Hold, limits: Limits, found: Sequence[Any]
     ) -> None:
         """Promote as many of those that were ``found`` as there is room for in a limit."""
         number = 0
         if limits.limit is not None:
             self._lock(connection, hold.key)
-            number, _ = promoted(connection, self._audiences, hold, kinds)
+            number = promoted(connection, self._audiences, hold)
         self._mark(connection, found[: max(0, _room(limits, number))])
 
-    def _let_begin(
-        self, connection: Connection, hold: Hold, limits: Limits, row: Any, kinds: Kinds
-    ) -> None:
+    def _let_begin(self, connection: Connection, hold: Hold, limits: Limits, row: Any) -> None:
         """Promote ``row`` at the next instant of its rate.
 
         One at a time, until it has begun: so whatever is late, in no window more begin than the
@@ -178,10 +176,10 @@ class Promotion:
         free_at = self._lock(connection, hold.key)
         if row.limit_key is not None:
             self._lock(connection, row.limit_key)  # All locks first: what is read then is new.
-            if not self._has_slot(connection, row.limit_key, limits, kinds):
+            if not self._has_slot(connection, row.limit_key, limits):
                 return
         turn = self._turn(free_at, limits)
-        if turn is None or promoted(connection, self._audiences, hold, kinds)[0] > 0:
+        if turn is None or promoted(connection, self._audiences, hold) > 0:
             return
         if self._mark(connection, [row], at=turn.at):
             used = {"of": self._audiences[0], "key": hold.key, "at": turn.free_at}
@@ -193,23 +191,20 @@ class Promotion:
         turn = turn_of(limits, free_at, now)
         return turn if turn.at <= now + _AHEAD else None
 
-    def _has_slot(
-        self, runs: Database | Connection, key: str, limits: Limits, kinds: Kinds
-    ) -> bool:
-        hold = Hold("limit_key", key)
-        return _room(limits, promoted(runs, self._audiences, hold, kinds)[0]) > 0
+    def _has_slot(self, runs: Database | Connection, key: str, limits: Limits) -> bool:
+        return _room(limits, promoted(runs, self._audiences, Hold("limit_key", key))) > 0
 
     def _next(
-        self, audience: str, hold: Hold, priority: int, limits: Limits, kinds: Kinds
+        self, audience: str, hold: Hold, head: Any, limits: Limits, kinds: Kinds
     ) -> Any | None:
         """Return the first that waits for a rate, and whose limit has a free slot."""
         full: list[str] = []
         while len(full) < _PASSED:
-            found = self._due(audience, hold, priority, 1, kinds, full)
+            found = self._due(audience, hold, head, 1, kinds, full)
             if not found:
                 return None
             key = found[0].limit_key
-            if key is None or self._has_slot(self._database, key, limits, kinds):
+            if key is None or self._has_slot(self._database, key, limits):
                 return found[0]
             full.append(key)
         return None
@@ -218,20 +213,22 @@ class Promotion:
         self,
         audience: str,
         hold: Hold,
-        priority: int,
+        head: Any,
         most: int,
         kinds: Kinds,
         full: Sequence[str] = (),
     ) -> list[Any]:
-        """Return the first ``most`` that are due, from ``priority`` on."""
+        """Return the first ``most`` that are due, from that of ``head`` on."""
         execute, found = self._database.execute, list[Any]()
         values = {"of": audience, "key": hold.key, "now": self._now()}
         passed = {f"full{number}": key for number, key in enumerate(full)}
-        at: int | None = priority
+        at: int | None = head.priority
         while at is not None and len(found) < most:
             here = values | passed | {"at": at, "most": most - len(found)}
             rows = execute(due(hold.column, kinds, len(full)), here).rows
             found += [row for row in rows if takes_turns(hold.column, row)]
+            if at == head.last_priority:
+                break
             if len(found) < most:
                 behind = execute(BY[hold.column].behind, values | {"after": at}).one()
                 at = None if behind is None else behind.priority

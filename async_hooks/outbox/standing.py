@@ -11,7 +11,6 @@ import sqlalchemy as sa
 from ..delivery import DeliveryState
 from ..envelope import Hold
 from ..limits import key_texts, limits_of
-from ..receivers import kinds_of
 from ..state import State
 from ..task import AsyncTask
 from .database import Database
@@ -31,10 +30,9 @@ def explain_held(
     if task is None or row.state != DeliveryState.HELD:
         return None
     limits, texts = limits_of(task), _texts(task, row.body)
-    kinds = frozenset(kinds_of(state))
     if row.limit_key is not None and limits.limit is not None:
         hold = Hold("limit_key", row.limit_key)
-        number, _ = promoted(database, audiences, hold, kinds)
+        number = promoted(database, audiences, hold)
         if number >= limits.limit:
             return f"It is held: {number} of {limits.limit} run{_whose(texts.get('limit_key'))}."
     if row.rate_key is None or limits.interval is None:
@@ -47,7 +45,6 @@ def explain_held(
 
 
 def neglected_since(
-    state: State,
     database: Database,
     audiences: Sequence[str],
     closed: Collection[str],
@@ -57,7 +54,7 @@ def neglected_since(
 
     What waits for others is no trouble, however long it waits.
     """
-    kinds, found = frozenset(kinds_of(state)), []
+    found = []
     for column, audience in ((c, a) for c in BY for a in audiences):
         for head in heads(database, audience, column):
             if not takes_turns(column, head) or head.queue in closed or head.paused:
@@ -66,9 +63,7 @@ def neglected_since(
             if column == "rate_key":
                 since = max(since, _free_at(database, audiences[0], head.key, since))
             holds = [Hold(column, head.key), Hold("limit_key", head.limit_key or "")]
-            if since <= now and not any(
-                promoted(database, audiences, hold, kinds)[0] for hold in holds
-            ):
+            if since <= now and not any(promoted(database, audiences, hold) for hold in holds):
                 found.append(since)
     return min(found, default=None)
 

@@ -47,7 +47,7 @@ def outbox(tmp_path_factory: Any) -> Iterator[Outbox]:
         ),
         (held.BY["limit_key"].next, "async_hooks_limit (audience=? AND state=? AND limit_key>?)"),
         (
-            held._promoted("limit_key", frozenset(KNOWN)),
+            held.BY["limit_key"].count,
             "async_hooks_limit (audience=? AND state=? AND limit_key=?)",
         ),
         (
