@@ -33,7 +33,7 @@ coverage: $(VENV)/lint
 	$(BIN)/python -m coverage run --branch --source async_hooks -m pytest -m 'not slow'
 	$(BIN)/python -m coverage report --show-missing --skip-covered
 
-# OF: trigger, loss, backlog or growth.
+# OF: trigger, loss, backlog, growth or limits.
 benchmark: $(VENV)/benchmarks
 	$(BIN)/python -m benchmarks.$(OF) $(ARGS)
 

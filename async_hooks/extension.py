@@ -124,8 +124,10 @@ class AsyncHooks:
         """Make the decorated function a task: ``function.enqueue(…)`` calls it later.
 
         ``name``, ``aliases``, ``queue``, ``priority``, ``timeout``, ``delay``, ``max_attempts``,
-        ``auth_level``, ``expires`` and ``slice_seconds`` are as for a task; ``backoff``,
-        ``unique_key``, ``ref``, ``finish`` and ``discarded`` are functions without ``self``.
+        ``auth_level``, ``expires``, ``slice_seconds``, ``limit``, ``rate``, ``burst``,
+        ``debounce``, ``debounce_max``, ``unique_until`` and ``unique_for`` are as for a task;
+        ``backoff``, ``unique_key``, ``ref``, ``finish``, ``discarded``, ``limit_key``, ``rate_key``
+        and ``merge`` are functions without ``self``.
 
         :raises ConfigError: for another option, or a wrong one.
         """

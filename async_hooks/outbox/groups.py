@@ -64,13 +64,17 @@ _RESULTS = (
     )
     .order_by(_d.position)
 )
+_IS_FREED = sa.or_(
+    _d.unique_for.is_(None),
+    sa.bindparam("is", type_=sa.String) == DeliveryState.CANCELLED.value,
+)
 _CLOSE: UpdateBase = (
     sa.update(deliveries)
     .where(_d.id == sa.bindparam("of"))
     .values(
-        state=sa.bindparam("is"),
+        state=sa.bindparam("is", type_=sa.String),
         finished_at=sa.bindparam("at"),
-        unique_key=sa.case((_d.unique_for.is_(None), sa.null()), else_=_d.unique_key),
+        unique_key=sa.case((_IS_FREED, sa.null()), else_=_d.unique_key),
         key_until=sa.bindparam("at", type_=sa.Double) + _d.unique_for,
         result=sa.bindparam("outcome"),
     )

@@ -163,7 +163,8 @@ class Promotion:
         """Promote as many of those that were ``found`` as there is room for in a limit."""
         number = 0
         if limits.limit is not None:
-            self._lock(connection, hold.key)
+            if self._database.dialect != "sqlite":  # There, the transaction is the only one.
+                self._lock(connection, hold.key)
             number = promoted(connection, self._audiences, hold)
         self._mark(connection, found[: max(0, _room(limits, number))])
 

@@ -187,18 +187,17 @@ def test_a_receivers_run_counts_as_well(outbox: Outbox) -> None:
 
 
 def test_keys_that_nobody_uses_are_forgotten(outbox: Outbox) -> None:
-    limited(outbox)
-    outbox.added(limit_key="account")
-    outbox.promote(LIMIT)
+    limited(outbox, Limits(None, 1.0, 1))
+    outbox.added(rate_key="api")
+    begin_all(outbox, now=NOW)
     count = "SELECT count(*) FROM async_hooks_keys"
     with outbox.at(NOW + 100):
-        outbox.promotion.purge(101)
+        outbox.promotion.purge(100)
         assert scalar(outbox, count) == 1
-        outbox.promotion.purge(99)
+        outbox.promotion.purge(98)
         assert scalar(outbox, count) == 0
-    outbox.added(limit_key="account")
-    outbox.promote(LIMIT)
-    assert states(outbox) == {"available": 2}
+    outbox.added(rate_key="api")
+    assert len(begin_all(outbox, now=NOW + 100)) == 1
 
 
 def scalar(outbox: Outbox, sql: str) -> int:
