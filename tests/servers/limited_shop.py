@@ -50,7 +50,7 @@ class Limited(AsyncTask):
     def run_action(self, data: dict[str, Any]) -> None:
         with slot(data["key"]) as number:
             note(slot=number, key=data["key"])
-            time.sleep(0.05)
+            time.sleep(0.1)
 
 
 @hooks.register

@@ -114,15 +114,15 @@ def shop(request: pytest.FixtureRequest, tmp_path_factory: Any) -> Iterator[Shop
 
 
 def test_never_more_run_than_the_limit_and_no_slot_is_lost(shop: Shop) -> None:
-    keys, deaths = [f"k{number}" for number in range(8)], 12 * TIMES
+    keys, deaths = [f"k{number}" for number in range(4)], 12 * TIMES
+    shop.outbox.pause("default")  # So that there is more to do than may be done at once.
+    for number in range(120 * TIMES):
+        shop.launch(limited_shop.Limited, {"key": keys[number % len(keys)]})
     killer = threading.Thread(target=lambda: shop.kill_some(deaths))
+    shop.outbox.resume("default")
     killer.start()
-    for number in range(160 * TIMES):
-        key = keys[number % len(keys)]
-        if number % 2:
-            shop.visit(key)
-        else:
-            shop.launch(limited_shop.Limited, {"key": key})
+    for number in range(40 * TIMES):
+        shop.visit(keys[number % len(keys)])
     killer.join()
     shop.wait_done("limited")
     taken = [line["slot"] for line in shop.web.notes("slot")]
