@@ -107,7 +107,7 @@ def promoted(runs: Database | Connection, audiences: Sequence[str], hold: Hold) 
 
 
 @lru_cache(maxsize=64)
-def due(column: str, kinds: Kinds, passed: int = 0) -> sa.Select[Any]:
+def due(column: str, kinds: Kinds, passed: int = 0) -> Any:
     """Return what finds the due ones of one key and priority that somebody claims.
 
     But for those under one of so many full limits.
