@@ -18,11 +18,11 @@ from .errors import TokenExpired as TokenExpired
 from .errors import TokenReplayed as TokenReplayed
 from .errors import TransportError as TransportError
 from .extension import AsyncHooks as AsyncHooks
+from .raised import Continue as Continue
+from .raised import Discard as Discard
+from .raised import Retry as Retry
+from .raised import SkipTask as SkipTask
 from .task import AsyncTask as AsyncTask
 from .task import Auth as Auth
-from .task import Continue as Continue
-from .task import Discard as Discard
-from .task import Retry as Retry
-from .task import SkipTask as SkipTask
 
 __version__ = "0.1.0.dev0"

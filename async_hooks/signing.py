@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-import logging
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -21,7 +20,8 @@ from itsdangerous import BadSignature, Signer
 from itsdangerous.encoding import base64_decode, base64_encode, want_bytes
 
 from .envelope import Envelope, Origin
-from .errors import ConfigError, TokenError, TokenExpired
+from .errors import TokenError, TokenExpired
+from .secret_keys import secrets_of, warn_of_weak_key
 from .verdict import ERROR_LENGTH, Outcome, Verdict
 
 #: The version of the wire format; a pinned test holds its bytes.
@@ -36,20 +36,8 @@ _TOKEN, _VERDICT = b"async_hooks.token", b"async_hooks.verdict"
 #: What need not travel because it is usual.
 _DEFAULTS = {"priority": 10, "queue": "default"}
 
-_RANDOM = "python -c 'import secrets; print(secrets.token_hex())'"
-
 #: Seconds that the sender's clock may be ahead of the endpoint's.
 SKEW = 60.0
-
-
-#: Keys that stand in tutorials and templates, long enough to look like one.
-_WELL_KNOWN = (
-    b"192b9bdd22ab9ed4d12e236c78afcb9a393ec15f71bbf5dc987d54727823bcbf change-me-in-production "
-    b"supersecretkey1234567890 this-is-a-secret-key this-really-needs-to-be-changed "
-    b"you-will-never-guess your-secret-key-here"
-).split()
-
-logger = logging.getLogger("async_hooks")
 
 
 class WrongVersion(TokenError):
@@ -61,13 +49,7 @@ class Signing:
 
     def __init__(self, app: Flask, audiences: Sequence[str]) -> None:
         """Tokens are signed for the first of ``audiences``, and taken for all."""
-        newest = _secrets(app)[-1]
-        if _is_weak(newest) and not app.testing:
-            logger.warning(
-                "'SECRET_KEY' is short or well known: whoever guesses it can run any task as any "
-                "user. Set it to a random value, e.g. from: %s",
-                _RANDOM,
-            )
+        warn_of_weak_key(app)
         self._app = app
         self.audiences = audiences
 
@@ -99,7 +81,7 @@ class Signing:
         head = {key: value for key, value in head.items() if value != _DEFAULTS.get(key)}
         # The two texts are JSON already: they are put in as they are, not decoded and encoded.
         text = f'{_json(head)[:-1]},"carried":{envelope.carried},"data":{envelope.body}}}'
-        return _signer(_secrets(self._app), _TOKEN).sign(text)
+        return _signer(secrets_of(self._app), _TOKEN).sign(text)
 
     def verify(self, token: bytes, *, now: float, max_age: float) -> tuple[Envelope, float]:
         """Return the envelope of ``token``, and when the token was issued.
@@ -107,7 +89,7 @@ class Signing:
         :raises TokenError: if it is not a token of this app for this audience; its subclasses
             WrongVersion, TokenExpired tell genuine tokens apart.
         """
-        payload = _parsed(_unsign(_signer(_secrets(self._app), _TOKEN), token))
+        payload = _parsed(_unsign(_signer(secrets_of(self._app), _TOKEN), token))
         if payload.get("aud") not in self.audiences:
             raise TokenError(f"A token for {payload.get('aud')!r} came to {self.audiences[0]!r}.")
         if payload.get("v") != VERSION:
@@ -135,7 +117,7 @@ class Signing:
             "kept": verdict.is_recorded or None,
         }
         body = {key: value for key, value in body.items() if value is not None}
-        secrets = _secrets(self._app)
+        secrets = secrets_of(self._app)
         own = next((s for s in reversed(secrets) if _signer((s,), _TOKEN).validate(token)), None)
         signer = _signer((own,) if own is not None else secrets, _VERDICT)
         return signer.sign(_json(body)).decode("ascii")
@@ -143,7 +125,7 @@ class Signing:
     def verify_verdict(self, token: bytes, text: str) -> Verdict | None:
         """Return the verdict in ``text``, or None if the endpoint did not give it on ``token``."""
         try:
-            signer = _signer(_secrets(self._app), _VERDICT)
+            signer = _signer(secrets_of(self._app), _VERDICT)
             body = json.loads(_unsign(signer, text.encode("latin-1")))
         except (TokenError, UnicodeEncodeError):
             return None
@@ -156,27 +138,6 @@ class Signing:
             body.get("at"),
             body.get("kept", False),
         )
-
-
-def _secrets(app: Flask) -> tuple[str | bytes, ...]:
-    """Return the app's keys, oldest first, the one that signs last.
-
-    :raises ConfigError: if one is empty: everybody knows that.
-    """
-    if not app.secret_key:
-        raise ConfigError(
-            "'SECRET_KEY' is not set, so nothing can be signed. Set it to a random value, e.g. "
-            f"from: {_RANDOM}"
-        )
-    fallbacks = app.config.get("SECRET_KEY_FALLBACKS") or ()
-    if isinstance(fallbacks, (str, bytes)) or not all(
-        isinstance(key, (str, bytes)) and key for key in fallbacks
-    ):
-        raise ConfigError(
-            "expected 'SECRET_KEY_FALLBACKS' to be a list of former keys, none of them empty. "
-            "Remove it, or list the keys."
-        )
-    return (*fallbacks, app.secret_key)
 
 
 def _unsign(signer: Signer, signed: bytes) -> bytes:
@@ -204,11 +165,6 @@ def _parsed(text: bytes) -> dict[str, Any]:
 
 def _no_number(name: str) -> Any:
     raise ValueError(f"{name} is no number")
-
-
-def _is_weak(key: str | bytes) -> bool:
-    key = want_bytes(key)
-    return len(key) < 16 or key.lower() in _WELL_KNOWN
 
 
 @lru_cache(maxsize=32)

@@ -16,7 +16,6 @@ from .current import current_attempt
 from .errors import AsyncHooksError, NoAppContext
 from .registry import default_name
 from .state import State, current_state
-from .validation import seconds_or_zero
 
 #: Seconds at which the default backoff ends, ± 20 %.
 LONGEST_BACKOFF = 3600.0
@@ -28,42 +27,6 @@ class Auth(IntFlag):
     LOGGED_IN = 1
     LOGGED_OUT = 2
     BOTH = 3
-
-
-class SkipTask(Exception):
-    """Raised by ``prepare_data``: launch nothing this time."""
-
-
-class Retry(Exception):
-    """Raised by a receiver or ``run_action``: try again, ``after`` that many seconds if given.
-
-    :raises ValueError: where it is made, if ``after`` is no time.
-    """
-
-    def __init__(self, message: str = "", *, after: float | timedelta | None = None) -> None:
-        super().__init__(message)
-        self.after = None if after is None else seconds_or_zero(after)
-
-
-class Discard(Exception):
-    """Raised by a receiver or ``run_action``: never try this again."""
-
-
-class Continue(Exception):
-    """Raised by a receiver or ``run_action``: go on in a run of its own, as the same delivery.
-
-    ``data`` replaces its data, ``after`` that many seconds if given. It uses up no attempt, and
-    what this run launched is sent. Needs an outbox.
-
-    :raises ValueError: where it is made, if ``after`` is no time.
-    """
-
-    def __init__(
-        self, data: Mapping[str, Any] | None = None, after: float | timedelta | None = None
-    ) -> None:
-        super().__init__("The run goes on later.")
-        self.data = data
-        self.after = None if after is None else seconds_or_zero(after)
 
 
 class LaunchOptions(NamedTuple):

@@ -12,9 +12,10 @@ from ..current import CurrentEnvelope
 from ..envelope import Envelope
 from ..errors import AsyncHooksError, DepthExceeded, Interrupted
 from ..log import ids, one_line
+from ..raised import Continue, Discard, Retry
 from ..receivers import call, find_receiver, options_of, receivers_of
 from ..state import State
-from ..task import AsyncTask, Continue, Discard, Retry
+from ..task import AsyncTask
 from ..texts import UNSHOWN, error_text, repr_of
 from ..validation import is_text, seconds_or_zero
 from ..verdict import Outcome, Verdict

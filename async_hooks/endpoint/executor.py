@@ -18,9 +18,10 @@ from ..current import current_attempt
 from ..envelope import DISCARDED, FINISHED, holds_of
 from ..errors import OutboxUnavailable
 from ..log import ids
+from ..raised import Discard, Retry
 from ..receivers import awaited, explain_shared_name, find_receiver
 from ..signals import send, send_in_context, task_failed, task_started, task_succeeded
-from ..task import AsyncTask, Discard, Retry
+from ..task import AsyncTask
 from ..texts import log_exception
 from ..verdict import Outcome, Verdict
 from ..wsgi import is_from_keyboard

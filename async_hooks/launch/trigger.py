@@ -9,10 +9,11 @@ from flask import Flask, current_app
 
 from ..context import admits
 from ..envelope import Envelope, new_id
+from ..raised import SkipTask
 from ..registry import AppBound, Registry
 from ..signals import send, task_failed
 from ..state import KEY, current_state
-from ..task import AsyncTask, SkipTask
+from ..task import AsyncTask
 from .builder import Builder
 from .launcher import attempt_of, launch, visitor_for
 

@@ -9,7 +9,7 @@ the endpoint begins it, so "begun" and "not begun" can be told apart, whoever di
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -18,12 +18,12 @@ from sqlalchemy import Connection as CoreConnection
 from ..delivery import FINAL, Claim, DeliveryState, Ending
 from ..envelope import Envelope
 from ..errors import AsyncHooksError, DataError
-from . import attempts, checkpoints, claiming, groups
-from .checkpoints import Shown
+from . import attempts, claiming, groups
 from .connections import Connection
 from .database import Database
 from .debouncing import MergeOf, debounce
-from .rows import INSERT, TRIES, Row, add, envelope_of, holder_of, row_of, rows_of
+from .rows import INSERT, TRIES, add, envelope_of, holder_of, row_of
+from .running import RunningAttempts
 from .waiting import due_kinds
 
 T = TypeVar("T")
@@ -32,7 +32,7 @@ T = TypeVar("T")
 _ASIDE = 60.0
 
 
-class Store:
+class Store(RunningAttempts):
     """The deliveries of one app. ``audiences`` names it: the first is written, all are read.
 
     :raises OutboxUnavailable: from each method, if the database can't be used.
@@ -47,11 +47,12 @@ class Store:
         added: Callable[[], object] = lambda: None,
         merge_of: MergeOf = lambda envelope: None,
     ) -> None:
-        """``added`` is called when the end of a group has added what tells of it."""
-        self.database = database
+        """``added`` is called when the end of a group has added what tells of it.
+
+        ``merge_of`` returns what merges the data of a launch into one that waits, if anything does.
+        """
+        super().__init__(database, audiences, now)
         self._added = added
-        self.audiences = audiences
-        self.now = now
         self._merge_of = merge_of
 
     # -- adding
@@ -100,9 +101,6 @@ class Store:
         return self.database.read(
             lambda c: holder_of(c, unique_key, self.audiences, now), urgent=True
         )
-
-    def _rows(self, envelopes: Sequence[Envelope], now: float) -> list[Row]:
-        return rows_of(envelopes, audience=self.audiences[0], now=now)
 
     # -- claiming
 
@@ -234,67 +232,6 @@ class Store:
             with suppress(DataError):
                 return self.database.transaction(body)
         return self.database.transaction(body)
-
-    def checkpoint(
-        self,
-        envelope: Envelope,
-        cursor: str,
-        progress: str | None,
-        additions: Sequence[Envelope] = (),
-        within: CoreConnection | None = None,
-    ) -> bool | None:
-        """Keep how far the attempt is, and add ``additions``; return None if it is stale.
-
-        Else tell whether its delivery is paused. ``within`` is as for :meth:`record`.
-        """
-        now = self.now()
-        rows = self._rows(additions, now)
-        values = attempts.fence_of(envelope, envelope.attempt)
-        values |= {"reached": cursor, "shown": progress, "at": now}
-        if within is not None:
-            connection = self.database.within(within)
-            return checkpoints.write_checkpoint(connection, values, rows)
-        return self.database.transaction(
-            lambda c: checkpoints.write_checkpoint(c, values, rows), repeatable=True
-        )
-
-    def write_progress(self, shown: Iterable[tuple[Envelope, str, float]]) -> bool:
-        """Write JSON of the progress of attempts, at times of :meth:`now`.
-
-        Return false, at once, where it can't be written as long as somebody else writes.
-        """
-        each = [Shown(of.id, str(of.lease), text, at) for of, text, at in shown]
-        return checkpoints.write_progress(self.database, each)
-
-    def running(self, envelope: Envelope) -> Any:
-        """Return where the attempt, that began, goes on, and since when; None if it is over."""
-        fence = attempts.fence_of(envelope, envelope.attempt)
-        return self.database.execute(checkpoints.ATTEMPT, fence).one()
-
-    def idle_for(self, envelope: Envelope) -> float | None:
-        """Return the seconds since the attempt began or last moved; None if it is over."""
-        row = self.running(envelope)
-        return None if row is None else self.now() - checkpoints.last_moved(row)
-
-    def counters(self, envelope: Envelope) -> tuple[int, int] | None:
-        """Return the failures and crashes before this attempt, that began; None if it is stale."""
-        row = self._running(envelope)
-        return None if row is None else (row.failures, row.crashes)
-
-    def refusals(self, envelope: Envelope) -> int | None:
-        """Return how often in a row the app answered in its place; None if the claim is stale."""
-        claim = {"of": envelope.id, "by": envelope.lease}
-        row = self.database.execute(attempts.REFUSALS, claim).one()
-        return None if row is None else int(row.refusals)
-
-    def holder(self, envelope: Envelope) -> str | None:
-        """Return which process runs the attempt, that began; None if it is over."""
-        row = self._running(envelope)
-        return None if row is None else row.process_id
-
-    def _running(self, envelope: Envelope) -> Any:
-        fence = attempts.fence_of(envelope, envelope.attempt)
-        return self.database.execute(attempts.RUNNING, fence).one()
 
     def result_of(self, delivery_id: str) -> Any:
         """Return what ``finish`` is told of a launch."""

@@ -27,7 +27,8 @@ import pytest
 from flask.sessions import SecureCookieSessionInterface
 
 from async_hooks.envelope import Envelope, new_id
-from async_hooks.signing import _TOKEN, CONTENT_TYPE, _secrets, _signer
+from async_hooks.secret_keys import secrets_of
+from async_hooks.signing import _TOKEN, CONTENT_TYPE, _signer
 from tests.attacks.attacking import (
     BOUND,
     URL,
@@ -301,7 +302,7 @@ class TestSignedNonsense:
 
 
 def state_signer(target: Target) -> itsdangerous.Signer:
-    return _signer(_secrets(target.app), _TOKEN)
+    return _signer(secrets_of(target.app), _TOKEN)
 
 
 class TestImitations:
