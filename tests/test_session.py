@@ -205,6 +205,24 @@ def test_functions_round_ours_may_launch(
     assert (shop.sent(), losses()) == ([1], [])
 
 
+def test_what_is_launched_at_the_very_end_waits_as_a_whole(make_shop: MakeShop) -> None:
+    visited: list[Shop] = []
+
+    def launch(error: Any) -> None:
+        while visited:
+            visited.pop().launch(1)
+
+    def register(app: Flask) -> None:  # Ours comes before: the last one comes first.
+        app.teardown_appcontext(launch)
+
+    shop = make_shop(before=register)
+    for name in ("one", "two"):
+        shop.hooks.receiver(shop.action, name=name)(lambda sender, **data: None)
+    shop.visit(lambda: visited.append(shop))
+    found = {each.receiver: str(each.state) for each in shop.deliveries()}
+    assert found == {None: "waiting", "one": "available", "two": "available"}
+
+
 def commit(shop: Shop, n: int) -> None:
     shop.order(n)
     shop.launch(n)

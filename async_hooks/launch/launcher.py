@@ -19,6 +19,7 @@ from ..receivers import receivers_of
 from ..signals import send, task_launched
 from ..state import State
 from ..task import AsyncTask, Auth, LaunchOptions
+from ..validation import is_text
 from .after_response import after_response
 from .builder import Builder
 
@@ -160,8 +161,8 @@ def _parts(state: State, envelopes: Sequence[Envelope]) -> Sequence[Envelope]:
     if has_time or task.run_action is not AsyncTask.run_action:
         return envelopes
     receivers = receivers_of(state, task, anonymous=first.user is None)
-    if len(receivers) < 2:
-        return envelopes
+    if len(receivers) < 2 or not all(is_text(name, 255) for name in receivers):
+        return envelopes  # Its run splits it, or says which name can't be kept.
     return [part for each in envelopes for part in (each, *children_of(state, each, receivers))]
 
 
