@@ -475,6 +475,82 @@ def test_of_one_receiver_finish_is_told_by_its_name(shops: list[Shop], action: s
     assert (group.total, dict(group.counts), group.is_finished) == (1, {"completed": 1}, True)
 
 
+def test_finish_comes_when_the_only_receiver_is_discarded(shops: list[Shop], action: str) -> None:
+    shop = open_shop(shops)
+    told: list[Any] = []
+
+    def finish(self: AsyncTask, result: Any, data: dict[str, Any]) -> None:
+        group = current_envelope.group
+        assert group is not None
+        told.append((result, data, [(part.state, part.error) for part in group.failed]))
+
+    make_task(shop.hooks, action, finish=finish)
+
+    @shop.hooks.receiver(action)
+    def broken(sender: Flask, **data: Any) -> None:
+        raise Discard("no")
+
+    with shop.app.app_context():
+        blinker.signal(action).send(shop.app, n=1)
+        wait_until(lambda: bool(told))
+        wait_until(lambda: shop.hooks.outbox.counts()["completed"] == 1)
+    assert told == [({}, {"n": 1}, [("discarded", "Discard: no")])]
+
+
+def test_a_completion_that_can_not_be_written_loses_no_finish(
+    shops: list[Shop], action: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop = open_shop(shops)
+    told: list[Any] = []
+    make_task(shop.hooks, action, finish=lambda self, result, data: told.append(result))
+    shop.hooks.receiver(action, name="only")(lambda sender, **data: 7)
+    store = state_of(shop.app).store
+    assert store is not None
+    record, failures = store.record, [OutboxUnavailable("It is down.")]
+
+    def fail_once(envelope: Any, ending: Any, within: Any = None) -> bool:
+        if ending.state is DeliveryState.COMPLETED and failures:
+            raise failures.pop()
+        return record(envelope, ending, within)
+
+    monkeypatch.setattr(store, "record", fail_once)
+    with shop.app.app_context():
+        [(_, launched)] = blinker.signal(action).send(shop.app)
+        shop.wait_for(launched, "completed")
+        wait_until(lambda: bool(told))
+    assert told == [{"only": 7}]
+
+
+def test_send_in_finish_says_where_it_works(
+    shops: list[Shop], action: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    shop = open_shop(shops)
+    make_task(
+        shop.hooks,
+        action,
+        run_action=lambda self, data: None,
+        finish=lambda self, result, data: self.send(),
+        max_attempts=1,
+    )
+    with shop.app.app_context():
+        blinker.signal(action).send(shop.app)
+        wait_until(lambda: shop.hooks.outbox.counts()["discarded"] == 1)
+        [finishing] = shop.hooks.outbox.find(state="discarded")
+    assert "'send' works inside run_action" in str(finishing.error)
+
+
+def test_a_receiver_whose_name_can_not_be_kept_fails_the_run_and_not_the_visitor(
+    shops: list[Shop], action: str
+) -> None:
+    shop = open_shop(shops)
+    make_task(shop.hooks, action, max_attempts=1)
+    for name in ("a" * 256, "b"):
+        shop.hooks.receiver(action, name=name)(lambda sender, **data: None)
+    with shop.app.app_context():
+        [(_, launched)] = blinker.signal(action).send(shop.app)
+        assert "no text of up to 255 characters" in str(shop.wait_for(launched, "discarded").error)
+
+
 def test_a_finish_that_fails_is_retried_and_runs_nothing_else_again(
     shops: list[Shop], action: str
 ) -> None:

@@ -118,7 +118,7 @@ class Attempt:
 
     def send(self, task: type[AsyncTask], kwargs: Mapping[str, Any]) -> list[Any]:
         """Reach the receivers of the task's async signal: the only one here, several elsewhere."""
-        if not self.launching:
+        if not self.launching or self.envelope.tells_of_an_end:
             raise AsyncHooksError("'send' works inside run_action, not after it.")
         receivers, name = self.receivers_of(task), self.envelope.receiver
         if name is not None:

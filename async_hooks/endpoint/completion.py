@@ -52,8 +52,8 @@ def complete(attempt: Attempt) -> None:
             # The app's own commit failed, or what it launched is refused: the attempt's failure.
             attempt.fail(error)
             send(task_failed, attempt.state.app, envelope=attempt.envelope, exception=error)
-        elif additions or attempt.state.session is not None:
-            # What it launched, or wrote, is not there: it has to run again.
+        elif additions or attempt.envelope.finishes or attempt.state.session is not None:
+            # What it launched, or wrote, or tells of its end, is not there: it has to run again.
             attempt.verdict = Verdict(Outcome.UNWRITTEN, str(error))
 
 

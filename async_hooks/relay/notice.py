@@ -1,4 +1,4 @@
-"""What tells a task that its delivery is discarded."""
+"""What tells a task that its delivery is discarded, and that its launch is over."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ from ..task import AsyncTask
 
 
 def notices_of(app: Flask, envelope: Envelope, error: str) -> list[Envelope]:
-    """Return what tells its task, in a run of its own, that ``envelope`` is discarded, if it asks.
+    """Return what tells its task, in runs of their own, that ``envelope`` is discarded, if it asks.
 
-    ``error`` is the text of the last error.
+    ``error`` is the text of the last error. A launch is over then; that of a part may not be.
     """
+    finish = [envelope.for_finish()] if envelope.finishes else []
     task = state_of(app).task_of(envelope)
     if task is None or task.discarded is AsyncTask.discarded or envelope.tells_of_an_end:
-        return []
+        return finish
     try:
         told = {"data": envelope.data, "error": error, "of": [envelope.id, envelope.receiver]}
         body = json.dumps(told, separators=(",", ":"))
     except (ValueError, RecursionError):  # Its row was spoilt: nobody could be given its data.
-        return []
+        return finish
     notice = envelope._replace(
         id=new_id(),
         body=body,
@@ -39,4 +40,4 @@ def notices_of(app: Flask, envelope: Envelope, error: str) -> list[Envelope]:
         limit_key=None,
         rate_key=None,
     )
-    return [notice]
+    return [notice, *finish]
