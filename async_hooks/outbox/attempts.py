@@ -83,6 +83,18 @@ RECORD: UpdateBase = (
     )
 )
 
+_whole = deliveries.alias("whole")
+#: Lets the parts of what was paused while it ran begin no attempt.
+_PAUSE_PARTS: UpdateBase = (
+    sa.update(deliveries)
+    .where(
+        _d.parent_id == sa.bindparam("of"),
+        _d.state == DeliveryState.AVAILABLE.value,
+        sa.exists().where(_whole.c.id == sa.bindparam("of"), _whole.c.paused.is_(True)),
+    )
+    .values(paused=sa.true(), state=DeliveryState.HELD.value)
+)
+
 
 #: Gives the next attempt other data; this one came through.
 _CONTINUE: UpdateBase = (
@@ -133,6 +145,8 @@ def record(
     if connection.execute(RECORD, values).rowcount != 1:
         return False
     add(connection, additions)
+    if values["is"] == DeliveryState.WAITING:
+        connection.execute(_PAUSE_PARTS, {"of": values["of"]})
     return True
 
 

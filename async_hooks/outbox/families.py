@@ -26,6 +26,7 @@ _UNSUCCESSFUL = (
 #: A parent that waits ends with the last of its children.
 _ENDING = [state for state in UNFINISHED if state is not DeliveryState.WAITING]
 _AVAILABLE, _HELD = DeliveryState.AVAILABLE.value, DeliveryState.HELD.value
+_EXECUTING = DeliveryState.EXECUTING.value
 
 
 def retry(
@@ -105,18 +106,30 @@ def cancel(
     ending = select(deliveries).where(which).order_by(_d.id).with_for_update()
     ended = connection.execute(ending).rows
     connection.execute(end)
+    launches = [row.id for row in found if row.parent_id is None and row.state in _ENDING]
+    if launches:
+        asks = and_(_d.id.in_(launches), _d.context.contains('"finishes":true'))
+        for row in connection.execute(select(deliveries).where(asks)).rows:
+            groups.tell(connection, row, now)
     parents = {row.parent_id for row in found if row.parent_id is not None}
     return ended, parents | {row.id for row in found if row.state == DeliveryState.WAITING}
 
 
 def pause(connection: Connection, delivery_id: str, is_ours: ColumnElement[bool]) -> int:
-    """Let no attempt of a delivery, or of its children, begin; return how many that concerns."""
+    """Let no attempt of a delivery, or of its children, begin; return how many that concerns.
+
+    What is claimed and has not begun is taken back.
+    """
+    is_unbegun = or_(_d.state == _AVAILABLE, and_(_d.state == _EXECUTING, _d.started_at.is_(None)))
     return _set_paused(
         connection,
         and_(is_ours, _d.paused.is_not(True)),
         delivery_id,
         paused=true(),
-        state=case((_d.state == _AVAILABLE, _HELD), else_=_d.state),
+        # MariaDB sets one after the other: these two know nothing of the state.
+        state=case((is_unbegun, _HELD), else_=_d.state),
+        process_id=case((_d.started_at.is_(None), null()), else_=_d.process_id),
+        lease=case((_d.started_at.is_(None), null()), else_=_d.lease),
     )
 
 
@@ -134,6 +147,7 @@ def resume(connection: Connection, delivery_id: str, is_ours: ColumnElement[bool
 def _set_paused(
     connection: Connection, which: ColumnElement[bool], delivery_id: str, **values: Any
 ) -> int:
+    groups.lock(connection, delivery_id)  # It may be about to become several.
     family = or_(_d.id == delivery_id, _d.parent_id == delivery_id)
     change = update(deliveries).where(which, family, _d.state.in_(UNFINISHED)).values(**values)
     return connection.execute(change).rowcount

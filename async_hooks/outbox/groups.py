@@ -20,7 +20,8 @@ from sqlalchemy.sql.dml import UpdateBase
 from ..delivery import FINAL, UNFINISHED, DeliveryState, Group, Part, Progress
 from .connections import Connection
 from .database import Database
-from .rows import add, envelope_of, rows_of, shown_state
+from .results import kept, results_of
+from .rows import INSERT, envelope_of, row_of, shown_state
 from .schema import deliveries
 
 _d = deliveries.c
@@ -28,10 +29,11 @@ _d = deliveries.c
 #: Waiting parents that are looked at in one go.
 PAGE = 1000
 
+#: A place before all of theirs.
+FIRST = ("", -(2**31), 0.0, "")
+
 #: The groups that are remembered.
 _KNOWN = 1000
-
-_NOTHING = '{"result":null}'
 
 
 def _constants(states: Iterable[DeliveryState]) -> list[sa.ColumnClause[Any]]:
@@ -55,15 +57,6 @@ _COUNTS = (
     .where(_d.parent_id == sa.bindparam("of"))
     .group_by(_d.state)
 )
-_RESULTS = (
-    sa.select(_d.receiver, _d.result)
-    .where(
-        _d.parent_id == sa.bindparam("of"),
-        _d.state == DeliveryState.COMPLETED.value,
-        _d.receiver != "",
-    )
-    .order_by(_d.position)
-)
 _IS_FREED = sa.or_(
     _d.unique_for.is_(None),
     sa.bindparam("is", type_=sa.String) == DeliveryState.CANCELLED.value,
@@ -84,40 +77,49 @@ _REOPEN: UpdateBase = (
     .where(_d.id == sa.bindparam("of"))
     .values(state=_WAITING, finished_at=sa.null(), result=sa.null(), key_until=sa.null())
 )
-_CLOSABLE = (
-    sa.select(_d.id)
+#: Where a waiting parent lies in the index.
+_PLACE = (_d.queue, _d.priority, _d.run_at, _d.id)
+_SOME_PART = (
+    sa.select(_part.c.id)
+    .where(_part.c.parent_id == _d.id, _part.c.state.in_(_constants(UNFINISHED)))
+    .limit(1)
+)
+_PARENTS = (
+    # Not with EXISTS: MariaDB would read all unfinished parts there are.
+    sa.select(*_PLACE, _SOME_PART.scalar_subquery().label("unfinished"))
     .where(
         _d.audience == sa.bindparam("whose"),
         _d.state == _WAITING,
-        ~sa.exists().where(_part.c.parent_id == _d.id, _part.c.state.in_(_constants(UNFINISHED))),
+        sa.tuple_(*_PLACE)
+        > sa.tuple_(*(sa.bindparam(f"after_{c.name}", type_=c.type) for c in _PLACE)),
     )
-    .order_by(_d.queue, _d.priority, _d.run_at, _d.id)
+    .order_by(*_PLACE)
     .limit(PAGE)
 )
-_ONE = sa.select(_d.state, _d.result, _d.created_at, _d.finished_at).where(
-    _d.id == sa.bindparam("of")
-)
+_ONE = sa.select(
+    *(_d.id, _d.receiver, _d.state, _d.error, _d.result, _d.created_at, _d.finished_at)
+).where(_d.id == sa.bindparam("of"))
+_FAILURES = (DeliveryState.DISCARDED, DeliveryState.CANCELLED)
 _FAILED = (
     sa.select(_d.id, _d.receiver, _d.state, _d.error)
     .where(
         _d.parent_id == sa.bindparam("of"),
-        _d.state.in_(_constants([DeliveryState.DISCARDED, DeliveryState.CANCELLED])),
+        _d.state.in_(_constants(_FAILURES)),
     )
     .order_by(_d.position)
     .limit(100)
 )
-_RESULT = sa.select(_d.result).where(_d.id == sa.bindparam("of"))
 
 
-def close(database: Database, parent_id: str, *, audience: str, now: Callable[[], float]) -> bool:
+def close(database: Database, parent_id: str, *, now: Callable[[], float]) -> bool:
     """Close ``parent_id`` if none of its children is unfinished; return whether that was done."""
     # A look that locks nothing spares the transaction in all but the last.
     if database.execute(_UNFINISHED, {"of": parent_id}).rows:
         return False
-    return database.transaction(lambda c: _close(c, parent_id, audience, now()), repeatable=True)
+    return database.transaction(lambda c: _close(c, parent_id, now()), repeatable=True)
 
 
-def _close(connection: Connection, parent_id: str, audience: str, now: float) -> bool:
+def _close(connection: Connection, parent_id: str, now: float) -> bool:
     parent = connection.execute(_LOCK, {"of": parent_id}).one()
     if parent is None or connection.execute(_UNFINISHED, {"of": parent_id}).rows:
         return False
@@ -126,15 +128,26 @@ def _close(connection: Connection, parent_id: str, audience: str, now: float) ->
         (each for each in (DeliveryState.CANCELLED, DeliveryState.DISCARDED) if each in counts),
         DeliveryState.COMPLETED,
     )
-    results = connection.execute(_RESULTS, {"of": parent_id}).rows
-    outcome = {"result": {row.receiver: value_of(row.result) for row in results}, "counts": counts}
+    outcome = {"result": results_of(connection, parent_id), "counts": counts}
     text = json.dumps(outcome, separators=(",", ":"))
     values = {"of": parent_id, "is": state.value, "at": now, "outcome": text}
     connection.execute(_CLOSE, values)
-    envelope, problem = envelope_of(parent, lease=None, attempt=1)
-    if problem is None and envelope.finishes:
-        add(connection, rows_of([envelope.for_finish()], audience=audience, now=now))
+    tell(connection, parent, now)
     return True
+
+
+def tell(connection: Connection, launch: Any, now: float) -> None:
+    """Add what tells the task that ``launch``, a row, is over, if it asks.
+
+    Where this code can't read whether it does, other code can: that will have it.
+    """
+    envelope, problem = envelope_of(launch, lease=None, attempt=1)
+    if problem is None and not envelope.finishes:
+        return
+    row = row_of(envelope.for_finish(), audience=launch.audience, now=now)
+    if problem is not None:
+        row["context"] = launch.context
+    connection.execute(INSERT, row)
 
 
 def lock(connection: Connection, parent_id: str) -> None:
@@ -147,28 +160,17 @@ def reopen(connection: Connection, parent_id: str) -> None:
     connection.execute(_REOPEN, {"of": parent_id})
 
 
-def closable(database: Database, audiences: Sequence[str]) -> list[str]:
-    """Return parents that wait for nothing: who ended their last child died, or closes just now."""
-    found = (database.execute(_CLOSABLE, {"whose": audience}).rows for audience in audiences)
-    return [row.id for rows in found for row in rows]
+def closable(
+    database: Database, audience: str, after: Sequence[Any] = FIRST
+) -> tuple[list[str], Sequence[Any]]:
+    """Return parents that wait for nothing: who ended their last child died, or closes just now.
 
-
-def result_of(database: Database, delivery_id: str) -> Any:
-    """Return what ``finish`` is told of a launch: its receivers' results by name.
-
-    Where none was reached, what ``run_action`` returned.
+    They are looked for among the next ones that wait ``after`` a place; return where to go on.
     """
-    row = database.execute(_RESULT, {"of": delivery_id}).one()
-    text = _NOTHING if row is None else row.result or _NOTHING
-    kept = json.loads(text)
-    receiver = kept.get("receiver")
-    return kept["result"] if receiver is None else {receiver: value_of(text)}
-
-
-def value_of(text: str | None) -> Any:
-    """Return what a receiver returned: by default, a run's result is a list of its one result."""
-    value = json.loads(text or _NOTHING)["result"]
-    return value[0] if isinstance(value, list) and len(value) == 1 else value
+    place = {f"after_{c.name}": value for c, value in zip(_PLACE, after, strict=True)}
+    rows = database.execute(_PARENTS, {"whose": audience} | place).rows
+    found = [row.id for row in rows if row.unfinished is None]
+    return found, rows[-1][: len(_PLACE)] if len(rows) == PAGE else FIRST
 
 
 class Groups:
@@ -201,7 +203,9 @@ class Groups:
             counts[shown] = counts.get(shown, 0) + number
         if not counts:
             counts = {str(shown_state(launch.state)): 1}
-        failed = connection.execute(_FAILED, {"of": launch_id}).rows
+            failed = [launch] if launch.state in _FAILURES else []
+        else:
+            failed = connection.execute(_FAILED, {"of": launch_id}).rows
         total = sum(counts.values())
         done = sum(counts.get(state, 0) for state in FINAL)
         until = launch.finished_at or self._now()
@@ -234,5 +238,5 @@ def _kept_counts(launch: Any) -> list[tuple[str, int]]:
     """Return what was counted when a group was closed."""
     if launch.state not in FINAL or launch.result is None:
         return []
-    counts: dict[str, int] = json.loads(launch.result).get("counts", {})
-    return [*counts.items()]
+    counts = kept(launch.result).get("counts")
+    return [*counts.items()] if isinstance(counts, dict) else []

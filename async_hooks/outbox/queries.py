@@ -21,8 +21,12 @@ from .rows import shown_state
 from .schema import deliveries, progress
 
 _d = deliveries.c
-#: What executes is left alone.
-_RETRIABLE = [state.value for state in DeliveryState if state is not DeliveryState.EXECUTING]
+#: What executes is left alone, and what waits for its children, which may be a moment old.
+_RETRIABLE = [
+    state.value
+    for state in DeliveryState
+    if state not in (DeliveryState.EXECUTING, DeliveryState.WAITING)
+]
 
 
 class Queries:
@@ -51,9 +55,7 @@ class Queries:
         **equal: str | None,
     ) -> list[Any]:
         """Return rows, the newest first; of a ``root``, its children and what tells of its end."""
-        where = self._where(equal, ids=ids, states=states)
-        if root is not None:
-            where = and_(where, or_(_d.parent_id == root, _d.root_id == root))
+        where = self._where(equal, ids=ids, states=states, root=root)
         those = WITH_SHOWN.where(where).order_by(_d.id.desc()).limit(limit)
         return self._database.execute(those).rows
 
@@ -104,7 +106,7 @@ class Queries:
     def retry_batch(self, ids: Collection[str], states: Collection[str] = _RETRIABLE) -> int:
         """Retry those of ``ids`` that are in one of ``states``; return how many it was."""
         return self._database.transaction(
-            lambda c: families.retry(c, ids, states, self._is_ours(), self._now())
+            lambda c: families.retry(c, ids, states, self._is_ours(by=ids), self._now())
         )
 
     def cancel(self, delivery_id: str) -> bool:
@@ -122,10 +124,10 @@ class Queries:
     def cancel_batch(self, ids: Collection[str]) -> list[Any]:
         """End those of ``ids``, and their children, whatever they do now; return their rows."""
         ended, parents = self._database.transaction(
-            lambda c: families.cancel(c, ids, self._is_ours(), self._now())
+            lambda c: families.cancel(c, ids, self._is_ours(by=ids), self._now())
         )
         for parent_id in parents:
-            self._close(parent_id)
+            groups.close(self._database, parent_id, now=self._now)
         return ended
 
     def pause_delivery(self, delivery_id: str) -> bool:
@@ -144,11 +146,8 @@ class Queries:
         change: Callable[[Connection, str, ColumnElement[bool]], int],
         delivery_id: str,
     ) -> int:
-        return self._database.transaction(lambda c: change(c, delivery_id, self._is_ours()))
-
-    def _close(self, parent_id: str) -> None:
-        own = self._audiences[0]
-        groups.close(self._database, parent_id, audience=own, now=self._now)
+        ours = self._is_ours(by=delivery_id)
+        return self._database.transaction(lambda c: change(c, delivery_id, ours))
 
     def purge(self, older_than: float | timedelta) -> int:
         """Delete what finished longer ago than ``older_than`` (seconds); return how many."""
@@ -189,8 +188,11 @@ class Queries:
 
     # -- which
 
-    def _is_ours(self) -> ColumnElement[bool]:
-        return _d.audience.in_(self._audiences)
+    def _is_ours(self, *, by: object = None) -> ColumnElement[bool]:
+        """Return what holds for our rows; for those that are found ``by`` something else, too."""
+        # SQLite prefers an index by the audience to all others, and would read all our rows.
+        audience = _d.audience if by is None else _d.audience.concat("")
+        return audience.in_(self._audiences)
 
     def _where(
         self,
@@ -198,13 +200,18 @@ class Queries:
         *,
         ids: Collection[str] | None = None,
         states: Collection[str] | None = None,
+        root: str | None = None,
     ) -> ColumnElement[bool]:
-        wanted = [_d[name] == value for name, value in (equal or {}).items() if value is not None]
+        equal = {name: value for name, value in (equal or {}).items() if value is not None}
+        wanted = [_d[name] == value for name, value in equal.items()]
+        if root is not None:
+            wanted.append(or_(_d.parent_id == root, _d.root_id == root))
         if ids is not None:
             wanted.append(_d.id.in_(ids))
         if states is not None:
             wanted.append(_d.state.in_(_shown_as(states)))
-        return and_(self._is_ours(), *wanted)
+        by = root or equal.get("parent_id") or equal.get("ref")
+        return and_(self._is_ours(by=by), *wanted)
 
     def _finished(self, older_than: float | timedelta) -> ColumnElement[bool]:
         """Return what a purge deletes."""

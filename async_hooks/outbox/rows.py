@@ -211,7 +211,7 @@ def envelope_of(row: Any, *, lease: str | None, attempt: int) -> tuple[Envelope,
             user=context["user"],
             carried=json.dumps(context["carried"], separators=(",", ":")),
             origin=Origin(*context["origin"]),
-            finishes=context["finishes"],
+            finishes=context["finishes"] and not certain.tells_of_an_end,
         )
         DeliveryState(row.state)
         if not isinstance(envelope.data, dict):

@@ -18,7 +18,7 @@ from sqlalchemy import Connection as CoreConnection
 from ..delivery import FINAL, Claim, DeliveryState, Ending
 from ..envelope import Envelope
 from ..errors import AsyncHooksError, DataError
-from . import attempts, claiming, groups
+from . import attempts, claiming, groups, results
 from .connections import Connection
 from .database import Database
 from .debouncing import MergeOf, debounce
@@ -54,6 +54,7 @@ class Store(RunningAttempts):
         super().__init__(database, audiences, now)
         self._added = added
         self._merge_of = merge_of
+        self._looked_up_to: dict[str, Sequence[Any]] = {}
 
     # -- adding
 
@@ -190,14 +191,16 @@ class Store(RunningAttempts):
 
     def close(self, parent_id: str) -> None:
         """Close a group if none of its deliveries is unfinished."""
-        audience = self.audiences[0]
-        if groups.close(self.database, parent_id, audience=audience, now=self.now):
+        if groups.close(self.database, parent_id, now=self.now):
             self._added()
 
     def close_all(self) -> None:
-        """Close the groups that nobody closed whose last delivery has ended."""
-        for parent_id in groups.closable(self.database, self.audiences):
-            self.close(parent_id)
+        """Close the groups that nobody closed whose last delivery has ended: of some, in turn."""
+        for audience in self.audiences:
+            after = self._looked_up_to.get(audience, groups.FIRST)
+            found, self._looked_up_to[audience] = groups.closable(self.database, audience, after)
+            for parent_id in found:
+                self.close(parent_id)
 
     def release(self, envelopes: Collection[Envelope], *, after: float | None = None) -> int:
         """Let others claim what has not begun, in ``after`` seconds; return how many it was.
@@ -235,4 +238,4 @@ class Store(RunningAttempts):
 
     def result_of(self, delivery_id: str) -> Any:
         """Return what ``finish`` is told of a launch."""
-        return groups.result_of(self.database, delivery_id)
+        return results.result_of(self.database, delivery_id)

@@ -11,13 +11,18 @@ from itertools import combinations_with_replacement
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 
 from async_hooks.delivery import DeliveryState, Ending
 from async_hooks.envelope import Envelope, new_id
+from async_hooks.outbox import groups
 from async_hooks.outbox.groups import Groups
+from async_hooks.outbox.rows import envelope_of, row_of
+from async_hooks.outbox.schema import deliveries
 from tests.contracts.outboxes import NOW, Outbox, Steps, envelope, together
 
 NAMES = [str(number) for number in range(100)]
+CONTEXT = row_of(envelope(finishes=True), audience="shop", now=NOW)["context"]
 ENDS: dict[str, Callable[[Steps, Envelope], object]] = {
     "completed": lambda steps, part: steps.complete(part),
     "discarded": lambda steps, part: steps.fail(part),
@@ -154,6 +159,122 @@ def test_a_finish_that_is_discarded_tells_nobody_and_ends_it(outbox: Outbox) -> 
     assert outbox.store.record(claimed, Ending(DeliveryState.DISCARDED, error="no"))
     assert outbox.state(parent.id) == "completed"
     assert len(outbox.finishes(parent)) == 1
+
+
+def test_a_result_that_can_not_be_read_keeps_no_group_open(outbox: Outbox) -> None:
+    parent, (one, two) = parts_of(outbox)
+    assert outbox.complete(one, result="[1")
+    assert outbox.complete(two, result='{"result":[2]}')
+    assert outbox.state(parent.id) == "completed"
+    assert outbox.store.result_of(parent.id) == {"0": None, "1": 2}
+    outbox.database.execute(update(deliveries).values(result="["))
+    assert outbox.store.result_of(parent.id) is None
+    found = Groups(outbox.database, lambda: NOW).find(parent.id, 0)
+    assert found is not None
+    assert found.counts == {"completed": 2}
+
+
+def test_a_launch_of_another_release_is_told_of_its_end_by_that(outbox: Outbox) -> None:
+    parent, parts = parts_of(outbox)
+    text = json.dumps({"v": 2, "finishes": True})
+    outbox.database.execute(
+        update(deliveries).where(deliveries.c.id == parent.id).values(context=text)
+    )
+    for part in parts:
+        assert outbox.complete(part)
+    assert outbox.state(parent.id) == "completed"
+    [finish] = outbox.finishes(parent)
+    assert (finish.context, finish.body) == (text, parent.body)
+    readable = envelope_of(finish._replace(context=CONTEXT), lease=None, attempt=1)
+    assert (readable[0].finishes, readable[1]) == (False, None)
+
+
+def test_an_end_that_is_told_late_has_the_results_there_are(outbox: Outbox) -> None:
+    parent, (one, two) = parts_of(outbox)
+    assert outbox.fail(one)
+    assert outbox.complete(two, result='{"result":["sent"]}')
+    assert outbox.retry(one.id) == 1
+    assert outbox.store.result_of(parent.id) == {"1": "sent"}
+
+
+@pytest.mark.parametrize("is_begun", [False, True])
+def test_a_launch_that_is_cancelled_before_it_is_split_is_told_of_its_end(
+    outbox: Outbox, is_begun: bool
+) -> None:
+    launch, untold = outbox.added(finishes=True), outbox.added()
+    if is_begun:
+        assert all(outbox.begin(each) for each in outbox.claim())
+    assert len(outbox.queries.cancel_batch([launch.id, untold.id])) == 2
+    assert len(outbox.queries.cancel_batch([launch.id, untold.id])) == 0
+    assert len(outbox.finishes(launch)) == 1
+    assert outbox.finishes(untold) == []
+    assert outbox.store.result_of(launch.id) == {}
+
+
+@pytest.mark.parametrize("end", ["discarded", "cancelled"])
+def test_a_group_of_one_names_itself_where_it_failed(outbox: Outbox, end: str) -> None:
+    launch = outbox.begun()
+    ENDS[end](outbox, launch)
+    found = Groups(outbox.database, lambda: NOW).find(launch.id, 0)
+    assert found is not None
+    assert (found.counts, [part.id for part in found.failed]) == ({end: 1}, [launch.id])
+    assert found.failed[0].state == end
+
+
+def test_what_is_claimed_and_then_paused_does_not_begin(outbox: Outbox) -> None:
+    claimed, running = outbox.claimed(), outbox.begun()
+    assert outbox.queries.pause_delivery(claimed.id)
+    assert outbox.queries.pause_delivery(running.id)
+    assert not outbox.begin(claimed)
+    assert (outbox.state(claimed.id), outbox.state(running.id)) == ("held", "executing")
+    assert outbox.claim() == []
+    assert outbox.complete(running)
+    assert outbox.queries.resume_delivery(claimed.id)
+    [again] = outbox.claim()
+    assert outbox.begin(again)
+
+
+def test_what_is_paused_while_it_runs_becomes_paused_parts(outbox: Outbox) -> None:
+    running = outbox.begun()
+    parts = [running.for_receiver(name, number) for number, name in enumerate(("one", "two"))]
+    assert outbox.queries.pause_delivery(running.id)
+    assert outbox.complete(running, additions=parts)
+    assert outbox.claim() == []
+    assert outbox.queries.resume_delivery(running.id)
+    assert len(outbox.claim()) == 2
+
+
+@pytest.mark.parametrize("what", ["pause", "retry"])
+def test_what_is_changed_while_it_is_split_is_changed_as_a_whole(outbox: Outbox, what: str) -> None:
+    running = outbox.begun()
+    parts = [running.for_receiver(name, number) for number, name in enumerate(("one", "two"))]
+
+    def change(steps: Steps) -> None:
+        if what == "pause":
+            steps.queries.pause_delivery(running.id)
+        else:
+            steps.retry(running.id)
+
+    outbox.meanwhile(lambda steps: steps.complete(running, additions=parts), change)
+    assert outbox.state(running.id) == "waiting"
+    assert len(outbox.claim()) == (0 if what == "pause" else 2)
+
+
+def test_of_many_that_wait_maintenance_looks_at_some_in_turn(
+    outbox: Outbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = [parts_of(outbox, 1, queue=str(number % 2), priority=number) for number in range(5)]
+    monkeypatch.setattr(outbox.store, "close_parent", lambda envelope, ending: None)
+    for _, [part] in made[1:]:
+        assert outbox.complete(part)
+    monkeypatch.setattr(groups, "PAGE", 2)
+    monkeypatch.setattr(groups, "_PARENTS", groups._PARENTS.limit(2))
+    found = []
+    for _ in range(4):
+        outbox.store.close_all()
+        found.append(sum(outbox.state(parent.id) == "completed" for parent, _ in made))
+    assert found == [1, 3, 4, 4]
+    assert outbox.state(made[0][0].id) == "waiting"
 
 
 @pytest.mark.slow

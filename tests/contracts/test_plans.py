@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,10 @@ def outbox(tmp_path_factory: Any) -> Iterator[Outbox]:
         ),
         (audiences._NEXT, "async_hooks_newest (audience>?)"),
         (groups._UNFINISHED, "async_hooks_children (parent_id=? AND state=?)"),
-        (groups._CLOSABLE, "async_hooks_due (audience=? AND state=?)"),
+        (
+            groups._PARENTS,
+            "async_hooks_due (audience=? AND state=? AND (queue,priority,",
+        ),
         (held.BY["limit_key"].first, "async_hooks_limit (audience=? AND state=? AND limit_key=?)"),
         (
             held.BY["rate_key"].behind,
@@ -82,6 +86,36 @@ def test_the_newest_are_read_in_the_order_of_their_ids(outbox: Outbox) -> None:
     newest = select(deliveries).where(outbox.queries._is_ours()).order_by(_d.id.desc()).limit(50)
     sql = text_of(outbox, newest)
     assert_seeks(plan_of(outbox, sql), "async_hooks_newest (audience=?)")
+
+
+@pytest.mark.parametrize(
+    ("by", "search"),
+    [
+        ({"parent_id": "x"}, "async_hooks_children (parent_id=?)"),
+        ({"root": "x"}, "async_hooks_root (root_id=?)"),
+        ({"ref": "x"}, "async_hooks_ref (ref=?)"),
+    ],
+    ids=str,
+)
+def test_what_is_named_is_found_by_a_seek(outbox: Outbox, by: dict[str, str], search: str) -> None:
+    root = by.get("root")
+    where = outbox.queries._where({} if root else by, root=root)
+    plan = plan_of(outbox, text_of(outbox, select(deliveries).where(where).order_by(_d.id.desc())))
+    assert any(search in step for step in plan), plan
+
+
+@pytest.mark.parametrize("change", ["cancel", "retry_batch", "pause_delivery", "resume_delivery"])
+def test_what_is_changed_by_its_id_is_found_by_a_seek(outbox: Outbox, change: str) -> None:
+    parent = outbox.begun()
+    parts = [parent.for_receiver(name, number) for number, name in enumerate(("one", "two"))]
+    assert outbox.complete(parent, additions=parts)
+    texts = outbox.database._pools[os.getpid()].texts
+    before = set(texts)
+    getattr(outbox.queries, change)([parent.id] if change == "retry_batch" else parent.id)
+    made = [texts[each].sql for each in set(texts) - before]
+    assert any(sql.startswith("UPDATE") for sql in made)
+    for sql in made:
+        assert not any("(audience=?" in step for step in plan_of(outbox, sql)), sql
 
 
 def text_of(outbox: Outbox, statement: Any) -> str:
