@@ -144,9 +144,9 @@ class AsyncTask:
         """Called once all receivers have come to an end, whatever end. Needs an outbox.
 
         In a fresh request of its own, at least once: it is retried like any other run. ``result``
-        has what each receiver that succeeded returned, by its name, as JSON has it; where none was
-        reached, it is what ``run_action`` returned. ``current_envelope.group`` tells how many
-        failed, and which.
+        has what each receiver that succeeded returned, by its name, as JSON has it (``{}`` if none
+        did); where none was reached, it is what ``run_action`` returned. What failed, and how much,
+        tells ``current_envelope.group``.
         """
 
     def discarded(self, data: dict[str, Any], error: str) -> None:
