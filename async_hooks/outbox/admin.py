@@ -43,7 +43,7 @@ class Outbox(Changes):
     def __init__(self, app: Flask, store: Store, processes: Processes) -> None:
         super().__init__(app, store.database, store.audiences, store.now)
         self._processes = processes
-        self._groups = Groups(store.database, store.now)
+        self._groups = Groups(store.database, store.audiences, store.now)
 
     def get(self, delivery_id: str) -> Delivery | None:
         """Return the delivery of this id, None if there is none (any more)."""

@@ -97,7 +97,8 @@ _PARENTS = (
     .limit(PAGE)
 )
 _ONE = sa.select(
-    *(_d.id, _d.receiver, _d.state, _d.error, _d.result, _d.created_at, _d.finished_at)
+    *(_d.id, _d.audience, _d.receiver, _d.state, _d.error),
+    *(_d.result, _d.created_at, _d.finished_at),
 ).where(_d.id == sa.bindparam("of"))
 _FAILURES = (DeliveryState.DISCARDED, DeliveryState.CANCELLED)
 _FAILED = (
@@ -176,8 +177,11 @@ def closable(
 class Groups:
     """What is known of the groups in one process: a million children are not counted each time."""
 
-    def __init__(self, database: Database, now: Callable[[], float]) -> None:
+    def __init__(
+        self, database: Database, audiences: Sequence[str], now: Callable[[], float]
+    ) -> None:
         self._database = database
+        self._audiences = audiences
         self._now = now
         self._known: dict[str, tuple[float, Group]] = {}
 
@@ -195,7 +199,7 @@ class Groups:
 
     def _count(self, connection: Connection, launch_id: str) -> Group | None:
         launch = connection.execute(_ONE, {"of": launch_id}).one()
-        if launch is None:
+        if launch is None or launch.audience not in self._audiences:
             return None
         counts: dict[str, int] = {}
         for state, number in _kept_counts(launch) or _counts(connection, launch_id):

@@ -102,7 +102,7 @@ def reason(
             progress = f" ({shown})" if shown else ""
             return f"Attempt {max(delivery.attempts, 1)} {how}{progress}.{error}"
     if delivery.state is DeliveryState.WAITING:
-        return _what_a_group_waits_for(unfinished, relays)
+        return f"{_what_a_group_waits_for(unfinished, relays)}{error}"
     alive = [relay for relay in relays if relay.can_relay]
     problem = _problem(alive)
     if delivery.paused:

@@ -52,7 +52,7 @@ def test_its_end_is_the_worst_of_its_parts(outbox: Outbox, ends: tuple[str, ...]
     assert (row["state"], row["finished_at"]) == (worst, NOW)
     counts = {end: ends.count(end) for end in ends}
     assert json.loads(row["result"])["counts"] == counts
-    found = Groups(outbox.database, lambda: NOW).find(parent.id, 0)
+    found = Groups(outbox.database, ["shop"], lambda: NOW).find(parent.id, 0)
     assert found is not None
     assert (found.counts, found.total, found.is_finished) == (counts, 3, True)
     assert [part.state for part in found.failed] == [end for end in ends if end != "completed"]
@@ -169,7 +169,7 @@ def test_a_result_that_can_not_be_read_keeps_no_group_open(outbox: Outbox) -> No
     assert outbox.store.result_of(parent.id) == {"0": None, "1": 2}
     outbox.database.execute(update(deliveries).values(result="["))
     assert outbox.store.result_of(parent.id) is None
-    found = Groups(outbox.database, lambda: NOW).find(parent.id, 0)
+    found = Groups(outbox.database, ["shop"], lambda: NOW).find(parent.id, 0)
     assert found is not None
     assert found.counts == {"completed": 2}
 
@@ -215,10 +215,15 @@ def test_a_launch_that_is_cancelled_before_it_is_split_is_told_of_its_end(
 def test_a_group_of_one_names_itself_where_it_failed(outbox: Outbox, end: str) -> None:
     launch = outbox.begun()
     ENDS[end](outbox, launch)
-    found = Groups(outbox.database, lambda: NOW).find(launch.id, 0)
+    found = Groups(outbox.database, ["shop"], lambda: NOW).find(launch.id, 0)
     assert found is not None
     assert (found.counts, [part.id for part in found.failed]) == ({end: 1}, [launch.id])
     assert found.failed[0].state == end
+
+
+def test_a_group_of_another_app_is_not_shown(outbox: Outbox) -> None:
+    parent, _ = parts_of(outbox)
+    assert Groups(outbox.database, ["another"], lambda: NOW).find(parent.id, 0) is None
 
 
 def test_what_is_claimed_and_then_paused_does_not_begin(outbox: Outbox) -> None:
