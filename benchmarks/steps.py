@@ -21,12 +21,12 @@ from sqlalchemy import insert
 from async_hooks.delivery import Claim, DeliveryState, Ending
 from async_hooks.envelope import Envelope, Hold, new_id
 from async_hooks.limits import Limits
-from async_hooks.outbox.database import Database
-from async_hooks.outbox.engines import engine_for
-from async_hooks.outbox.promotion import Promotion
+from async_hooks.outbox.keys.promotion import Promotion
 from async_hooks.outbox.queries import Queries
 from async_hooks.outbox.rows import row_of
-from async_hooks.outbox.schema import deliveries
+from async_hooks.outbox.sql.database import Database
+from async_hooks.outbox.sql.engines import engine_for
+from async_hooks.outbox.sql.schema import deliveries
 from async_hooks.outbox.store import Store
 
 from .app import TASK

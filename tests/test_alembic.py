@@ -9,8 +9,8 @@ from flask import Flask, appcontext_pushed
 
 from async_hooks import AsyncHooks
 from async_hooks.alembic import include_name
-from async_hooks.outbox import tables
-from async_hooks.outbox.schema import metadata
+from async_hooks.outbox.sql import tables
+from async_hooks.outbox.sql.schema import metadata
 from tests.support.apps import plain_app
 
 

@@ -28,11 +28,11 @@ from async_hooks.errors import (
     Unreachable,
 )
 from async_hooks.outbox.admin import Outbox
-from async_hooks.outbox.database import Database
-from async_hooks.outbox.engines import engine_for
+from async_hooks.outbox.keys.promotion import Promotion
 from async_hooks.outbox.open import Opened
 from async_hooks.outbox.processes import Processes
-from async_hooks.outbox.promotion import Promotion
+from async_hooks.outbox.sql.database import Database
+from async_hooks.outbox.sql.engines import engine_for
 from async_hooks.outbox.store import Store
 from async_hooks.receivers import kinds_of
 from async_hooks.relay.claims import Claims

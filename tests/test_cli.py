@@ -23,8 +23,8 @@ from async_hooks import AsyncHooks, AsyncTask, ConfigError, async_signal
 from async_hooks.cli import cli
 from async_hooks.envelope import Envelope, new_id
 from async_hooks.host.runtime_dir import runtime_dir
-from async_hooks.outbox import schema, tables
 from async_hooks.outbox.processes import BATCH, Processes
+from async_hooks.outbox.sql import schema, tables
 from async_hooks.signals import queue_paused, queue_resumed, task_cancelled
 from async_hooks.state import state_of
 from tests.support.apps import make_app, make_task, plain_app

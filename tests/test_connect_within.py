@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from async_hooks.outbox.deadlines import Deadlines, connect_within
+from async_hooks.outbox.sql.deadlines import Deadlines, connect_within
 
 
 class Dialect:

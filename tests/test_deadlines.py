@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from async_hooks.outbox.deadlines import Deadlines
+from async_hooks.outbox.sql.deadlines import Deadlines
 from tests.support.waiting import BOUND
 
 

@@ -13,7 +13,7 @@ from sqlalchemy.orm import scoped_session, sessionmaker
 
 from async_hooks import AsyncHooks, AsyncTask, DataError, OutboxRequired
 from async_hooks.envelope import Envelope
-from async_hooks.outbox.connections import Connection
+from async_hooks.outbox.sql.connections import Connection
 from async_hooks.signals import task_launched
 from async_hooks.state import state_of
 from async_hooks.worker.worker import Options, Work

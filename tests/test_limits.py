@@ -16,10 +16,10 @@ from async_hooks import AsyncHooks, AsyncTask, ConfigError, DataError, OutboxReq
 from async_hooks.delivery import Claim, DeliveryState, Ending
 from async_hooks.envelope import new_id
 from async_hooks.limits import limits_by_name
-from async_hooks.outbox.connections import Connection
-from async_hooks.outbox.held import Kinds
-from async_hooks.outbox.promotion import Promotion
+from async_hooks.outbox.keys.held import Kinds
+from async_hooks.outbox.keys.promotion import Promotion
 from async_hooks.outbox.report import in_words, moment
+from async_hooks.outbox.sql.connections import Connection
 from async_hooks.state import state_of
 from tests.support.apps import plain_app
 

@@ -15,8 +15,8 @@ from async_hooks import errors
 from async_hooks.delivery import Claim
 from async_hooks.envelope import Envelope, Origin, new_id
 from async_hooks.errors import TransportError
-from async_hooks.outbox.database import Database
-from async_hooks.outbox.engines import engine_for
+from async_hooks.outbox.sql.database import Database
+from async_hooks.outbox.sql.engines import engine_for
 from async_hooks.outbox.store import Store
 from async_hooks.relay.outcomes import OTHERWISE, RULES, Action, Rule, rule_for
 from async_hooks.relay.process import Breaker

@@ -13,16 +13,17 @@ from ..host.liveness import ProcessLock
 from ..receivers import kinds_of, options_of
 from ..state import state_of
 from ..validation import checked, seconds
-from . import audiences, schema
+from . import audiences
 from .changes import Changes
 from .checkpoints import last_moved
-from .engines import identity_of
 from .groups import Groups
+from .keys.standing import explain_held, neglected_since
 from .processes import Processes, ProcessRow
 from .queries import Queries
 from .report import Backlog, Health, RelaySeen, lateness, moment, problem_of, reason
 from .shown import delivery_of
-from .standing import explain_held, neglected_since
+from .sql import schema
+from .sql.engines import identity_of
 from .store import Store
 from .until_finished import wait_until_finished
 

@@ -10,9 +10,9 @@ from sqlalchemy.sql.dml import UpdateBase
 
 from ..delivery import FINAL, DeliveryState, Ending
 from ..envelope import Envelope
-from .connections import Connection
 from .rows import Row, add, latest_holder
-from .schema import deliveries
+from .sql.connections import Connection
+from .sql.schema import deliveries
 
 _d = deliveries.c
 

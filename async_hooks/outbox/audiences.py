@@ -7,11 +7,11 @@ from collections.abc import Collection
 from sqlalchemy import bindparam, delete, func, select, update
 
 from .claiming import paused
-from .connections import Connection
-from .database import Database
-from .engines import TAKE_LONG
 from .pauses import PAUSE
-from .schema import deliveries, pauses, processes
+from .sql.connections import Connection
+from .sql.database import Database
+from .sql.engines import TAKE_LONG
+from .sql.schema import deliveries, pauses, processes
 
 _d = deliveries.c
 

@@ -14,11 +14,11 @@ from ..delivery import UNFINISHED, DeliveryState
 from ..signals import queue_paused, queue_resumed, send_in_context, task_cancelled
 from ..state import state_of
 from ..validation import checked, moment
-from .connections import Connection
-from .database import Database
 from .queries import Queries
 from .rows import envelope_of
-from .schema import deliveries, progress
+from .sql.connections import Connection
+from .sql.database import Database
+from .sql.schema import deliveries, progress
 
 _d = deliveries.c
 

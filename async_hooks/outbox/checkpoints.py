@@ -14,12 +14,12 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.sql.dml import UpdateBase
 
 from .attempts import FENCE
-from .connections import Connection
-from .database import Database
-from .engines import is_busy
 from .rows import Row, add
-from .schema import deliveries, progress
-from .statements import InsertMissing
+from .sql.connections import Connection
+from .sql.database import Database
+from .sql.engines import is_busy
+from .sql.schema import deliveries, progress
+from .sql.statements import InsertMissing
 
 _d, _p = deliveries.c, progress.c
 

@@ -11,9 +11,9 @@ import sqlalchemy as sa
 from sqlalchemy.sql.dml import UpdateBase
 
 from ..delivery import Claim, DeliveryState
-from .connections import Connection
-from .database import Database
-from .schema import deliveries, pauses
+from .sql.connections import Connection
+from .sql.database import Database
+from .sql.schema import deliveries, pauses
 
 _d = deliveries.c
 

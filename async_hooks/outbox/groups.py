@@ -18,11 +18,11 @@ import sqlalchemy as sa
 from sqlalchemy.sql.dml import UpdateBase
 
 from ..delivery import FINAL, UNFINISHED, DeliveryState, Group, Part, Progress
-from .connections import Connection
-from .database import Database
 from .results import kept, results_of
 from .rows import INSERT, envelope_of, row_of, shown_state
-from .schema import deliveries
+from .sql.connections import Connection
+from .sql.database import Database
+from .sql.schema import deliveries
 
 _d = deliveries.c
 

@@ -18,10 +18,10 @@ from ..limits import limits_by_name, merge_of
 from ..signals import send_in_context, task_discarded
 from ..state import state_of
 from .admin import Outbox
-from .database import Database
-from .engines import engine_for, identity_of
+from .keys.promotion import Promotion
 from .processes import Processes
-from .promotion import Promotion
+from .sql.database import Database
+from .sql.engines import engine_for, identity_of
 from .store import Store
 
 if TYPE_CHECKING:  # Loads SQLAlchemy's ORM, which only those need who have it loaded already.

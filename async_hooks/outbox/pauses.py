@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from sqlalchemy import delete
 
-from .database import Database
-from .schema import pauses
-from .statements import InsertMissing
+from .sql.database import Database
+from .sql.schema import pauses
+from .sql.statements import InsertMissing
 
 #: Adds a row of the queues that are paused.
 PAUSE = InsertMissing(pauses)

@@ -12,10 +12,10 @@ from ..delivery import DeliveryState
 from ..envelope import Envelope
 from .attempts import clean
 from .checkpoints import WITH_PROGRESS
-from .connections import Connection
-from .database import Database
 from .rows import envelope_of
-from .schema import deliveries, processes, progress
+from .sql.connections import Connection
+from .sql.database import Database
+from .sql.schema import deliveries, processes, progress
 
 _d, _p = deliveries.c, processes.c
 

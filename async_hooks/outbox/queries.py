@@ -13,12 +13,12 @@ from ..validation import checked, seconds_or_zero
 from . import families, groups
 from .checkpoints import WITH_SHOWN
 from .claiming import paused, queue_heads
-from .connections import Connection
-from .database import Database
 from .pauses import pause, resume
 from .processes import BATCH
 from .rows import shown_state
-from .schema import deliveries, progress
+from .sql.connections import Connection
+from .sql.database import Database
+from .sql.schema import deliveries, progress
 
 _d = deliveries.c
 #: What executes is left alone, and what waits for its children, which may be a moment old.

@@ -8,9 +8,9 @@ from typing import Any
 import sqlalchemy as sa
 
 from ..delivery import DeliveryState
-from .connections import Connection
-from .database import Database
-from .schema import deliveries
+from .sql.connections import Connection
+from .sql.database import Database
+from .sql.schema import deliveries
 
 _d = deliveries.c
 

@@ -13,9 +13,9 @@ from sqlalchemy.sql.dml import UpdateBase
 from ..delivery import DeliveryState
 from ..envelope import Envelope, Origin
 from ..errors import DataError, OutboxUnavailable
-from .connections import Connection
-from .schema import deliveries
-from .statements import InsertMissing
+from .sql.connections import Connection
+from .sql.schema import deliveries
+from .sql.statements import InsertMissing
 
 _d = deliveries.c
 

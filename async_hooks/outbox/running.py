@@ -10,8 +10,8 @@ from sqlalchemy import Connection as CoreConnection
 from ..envelope import Envelope
 from . import attempts, checkpoints
 from .checkpoints import Shown
-from .database import Database
 from .rows import Row, rows_of
+from .sql.database import Database
 
 
 class RunningAttempts:

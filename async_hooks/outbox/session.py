@@ -28,9 +28,9 @@ from sqlalchemy.orm import Session, SessionTransaction, SessionTransactionOrigin
 from ..delivery import Ending
 from ..envelope import Envelope
 from ..errors import OutboxUnavailable
-from .engines import is_busy
 from .pending import Pending, innermost, outer
-from .sql_words import changes
+from .sql.engines import is_busy
+from .sql.sql_words import changes
 from .store import Store
 
 T = TypeVar("T")

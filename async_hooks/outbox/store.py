@@ -19,11 +19,11 @@ from ..delivery import FINAL, Claim, DeliveryState, Ending
 from ..envelope import Envelope
 from ..errors import AsyncHooksError, DataError
 from . import attempts, claiming, groups, results
-from .connections import Connection
-from .database import Database
-from .debouncing import MergeOf, debounce
+from .keys.debouncing import MergeOf, debounce
 from .rows import INSERT, TRIES, add, envelope_of, holder_of, row_of
 from .running import RunningAttempts
+from .sql.connections import Connection
+from .sql.database import Database
 from .waiting import due_kinds
 
 T = TypeVar("T")

@@ -8,8 +8,8 @@ import sqlalchemy as sa
 
 from ..delivery import DeliveryState
 from .claiming import queue_heads
-from .database import Database
-from .schema import deliveries
+from .sql.database import Database
+from .sql.schema import deliveries
 
 _d = deliveries.c
 

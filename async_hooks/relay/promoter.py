@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ..envelope import Hold
 
 if TYPE_CHECKING:  # What SQLAlchemy is needed for is made elsewhere.
-    from ..outbox.promotion import Promotion
+    from ..outbox.keys.promotion import Promotion
 
 #: Seconds between two sweeps, the part of the time that they take at most, and between two where
 #: no task that this code knows has limits.

@@ -21,7 +21,7 @@ from urllib.parse import urlencode
 from sqlalchemy import Engine, create_engine, select
 from sqlalchemy.exc import OperationalError
 
-from async_hooks.outbox import schema
+from async_hooks.outbox.sql import schema
 from tests.chaos.effects import metadata as app_metadata
 from tests.chaos.launches import Fate, Launch, Strike
 from tests.chaos.under_fire import Server, Worker

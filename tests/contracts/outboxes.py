@@ -15,14 +15,14 @@ from sqlalchemy import delete, select
 from async_hooks.delivery import Claim, DeliveryState, Ending
 from async_hooks.envelope import FINISHED, Envelope, Hold, new_id
 from async_hooks.limits import Limits
-from async_hooks.outbox.connections import Connection
-from async_hooks.outbox.database import Database
-from async_hooks.outbox.engines import engine_for
+from async_hooks.outbox.keys.promotion import Promotion, Sweep
 from async_hooks.outbox.processes import Orphan, Processes
-from async_hooks.outbox.promotion import Promotion, Sweep
 from async_hooks.outbox.queries import Queries
-from async_hooks.outbox.schema import deliveries, keys, pauses, processes, progress
-from async_hooks.outbox.statements import Result
+from async_hooks.outbox.sql.connections import Connection
+from async_hooks.outbox.sql.database import Database
+from async_hooks.outbox.sql.engines import engine_for
+from async_hooks.outbox.sql.schema import deliveries, keys, pauses, processes, progress
+from async_hooks.outbox.sql.statements import Result
 from async_hooks.outbox.store import Store
 from tests.support.databases import fresh_database
 from tests.support.waiting import wait_until

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from async_hooks.delivery import DeliveryState, Ending
 from async_hooks.envelope import Envelope
 from async_hooks.outbox.checkpoints import last_moved, shown_last
-from async_hooks.outbox.schema import deliveries, progress
+from async_hooks.outbox.sql.schema import deliveries, progress
 from tests.contracts.outboxes import NOW, Outbox, envelope
 
 STEP = '{"done":1,"total":2,"text":null}'

@@ -12,9 +12,9 @@ from sqlalchemy import create_engine
 
 from async_hooks.delivery import Claim
 from async_hooks.envelope import Envelope
-from async_hooks.outbox import clock
-from async_hooks.outbox.database import Database
-from async_hooks.outbox.engines import engine_for
+from async_hooks.outbox.sql import clock
+from async_hooks.outbox.sql.database import Database
+from async_hooks.outbox.sql.engines import engine_for
 from async_hooks.outbox.store import Store
 from tests.support.databases import KINDS, fresh_database
 

@@ -34,13 +34,14 @@ from sqlalchemy import (
 )
 
 from async_hooks.errors import ConfigError, OutboxUnavailable
-from async_hooks.outbox import claiming, schema
-from async_hooks.outbox.connections import Connection
-from async_hooks.outbox.database import Database
-from async_hooks.outbox.engines import CONNECTIONS, engine_for, is_busy
+from async_hooks.outbox import claiming
 from async_hooks.outbox.queries import Queries
 from async_hooks.outbox.rows import INSERT, add, row_of, rows_of
-from async_hooks.outbox.shape import missing
+from async_hooks.outbox.sql import schema
+from async_hooks.outbox.sql.connections import Connection
+from async_hooks.outbox.sql.database import Database
+from async_hooks.outbox.sql.engines import CONNECTIONS, engine_for, is_busy
+from async_hooks.outbox.sql.shape import missing
 from tests.contracts.outboxes import NOW, Outbox, an_empty_database, an_outbox, envelope, together
 from tests.support.databases import KINDS
 
@@ -117,8 +118,8 @@ INIT_UNTIL = """
 import os, signal, sys
 from pathlib import Path
 from sqlalchemy import event
-from async_hooks.outbox.database import Database
-from async_hooks.outbox.engines import engine_for
+from async_hooks.outbox.sql.database import Database
+from async_hooks.outbox.sql.engines import engine_for
 
 url, folder, left, recreate = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
 engine = engine_for(url, folder, synchronous="NORMAL")

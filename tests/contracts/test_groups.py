@@ -18,7 +18,7 @@ from async_hooks.envelope import Envelope, new_id
 from async_hooks.outbox import groups
 from async_hooks.outbox.groups import Groups
 from async_hooks.outbox.rows import envelope_of, row_of
-from async_hooks.outbox.schema import deliveries
+from async_hooks.outbox.sql.schema import deliveries
 from tests.contracts.outboxes import NOW, Outbox, Steps, envelope, together
 
 NAMES = [str(number) for number in range(100)]

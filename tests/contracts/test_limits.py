@@ -12,8 +12,8 @@ import pytest
 
 from async_hooks.envelope import Envelope, Hold
 from async_hooks.limits import Limits
-from async_hooks.outbox.connections import Connection
-from async_hooks.outbox.promotion import Sweep
+from async_hooks.outbox.keys.promotion import Sweep
+from async_hooks.outbox.sql.connections import Connection
 from tests.contracts.outboxes import KNOWN, NOW, Outbox, Steps, envelope, together
 from tests.support.waiting import wait_until
 
@@ -130,8 +130,8 @@ def test_each_key_has_a_limit_of_its_own(outbox: Outbox) -> None:
 def test_a_sweep_goes_through_all_keys_by_pages(
     outbox: Outbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("async_hooks.outbox.held.PAGE", 3)
-    monkeypatch.setattr("async_hooks.outbox.promotion.PAGE", 3)
+    monkeypatch.setattr("async_hooks.outbox.keys.held.PAGE", 3)
+    monkeypatch.setattr("async_hooks.outbox.keys.promotion.PAGE", 3)
     limited(outbox)
     for number in range(7):
         outbox.added(limit_key=f"key-{number}")

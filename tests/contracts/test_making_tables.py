@@ -10,8 +10,8 @@ import pytest
 from sqlalchemy import event
 
 from async_hooks.outbox import audiences, claiming
-from async_hooks.outbox import database as databases
-from async_hooks.outbox.connections import Connection
+from async_hooks.outbox.sql import database as databases
+from async_hooks.outbox.sql.connections import Connection
 from tests.contracts.outboxes import NOW, Outbox, an_empty_database
 from tests.contracts.test_database import SERVERS, kill_all
 

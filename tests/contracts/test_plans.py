@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from async_hooks.outbox import audiences, claiming, groups, held
-from async_hooks.outbox.schema import deliveries
-from async_hooks.outbox.statements import compiled
+from async_hooks.outbox import audiences, claiming, groups
+from async_hooks.outbox.keys import held
+from async_hooks.outbox.sql.schema import deliveries
+from async_hooks.outbox.sql.statements import compiled
 from tests.contracts.outboxes import KNOWN, Outbox, an_outbox
 
 _d = deliveries.c

@@ -9,8 +9,8 @@ import pytest
 from sqlalchemy import StaticPool, create_engine, text
 
 from async_hooks.errors import OutboxUnavailable
-from async_hooks.outbox.database import Database
-from async_hooks.outbox.presence import Presence
+from async_hooks.outbox.sql.database import Database
+from async_hooks.outbox.sql.presence import Presence
 from async_hooks.outbox.store import Store
 from tests.contracts.outboxes import Outbox, an_outbox, envelope
 

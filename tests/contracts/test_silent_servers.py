@@ -13,9 +13,9 @@ import pytest
 from sqlalchemy import make_url
 
 from async_hooks.errors import OutboxUnavailable
-from async_hooks.outbox import database as databases
-from async_hooks.outbox.database import Database
-from async_hooks.outbox.engines import engine_for
+from async_hooks.outbox.sql import database as databases
+from async_hooks.outbox.sql.database import Database
+from async_hooks.outbox.sql.engines import engine_for
 from async_hooks.outbox.store import Store
 from tests.chaos.proxies import Wire, wire
 from tests.contracts.outboxes import NOW, Outbox, envelope

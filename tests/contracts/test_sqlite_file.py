@@ -14,10 +14,10 @@ import pytest
 from sqlalchemy import text
 
 from async_hooks.errors import ConfigError, OutboxUnavailable
-from async_hooks.outbox.connections import Connection
-from async_hooks.outbox.engines import engine_for
-from async_hooks.outbox.file import OpenFile
 from async_hooks.outbox.rows import add, rows_of
+from async_hooks.outbox.sql.connections import Connection
+from async_hooks.outbox.sql.engines import engine_for
+from async_hooks.outbox.sql.file import OpenFile
 from tests.contracts.outboxes import NOW, Outbox, an_outbox, envelope
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import create_engine
 
-from async_hooks.outbox.database import Database
+from async_hooks.outbox.sql.database import Database
 from async_hooks.outbox.store import Store
 from tests.contracts.outboxes import Outbox, envelope
 

@@ -14,7 +14,7 @@ from async_hooks.errors import DataError
 from async_hooks.outbox import audiences, queries
 from async_hooks.outbox.claiming import QueueHead, queue_heads
 from async_hooks.outbox.processes import ProcessRow
-from async_hooks.outbox.schema import deliveries
+from async_hooks.outbox.sql.schema import deliveries
 from tests.contracts.outboxes import NOW, Outbox, Steps, envelope
 
 COLUMNS_OF_A_HOLDER = ("process_id", "lease")

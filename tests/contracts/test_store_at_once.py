@@ -11,8 +11,8 @@ from sqlalchemy import create_engine, func, select
 
 from async_hooks.envelope import Envelope
 from async_hooks.outbox import queries
-from async_hooks.outbox.database import Database
-from async_hooks.outbox.schema import deliveries
+from async_hooks.outbox.sql.database import Database
+from async_hooks.outbox.sql.schema import deliveries
 from tests.contracts.outboxes import NOW, Outbox, Steps, Within, an_outbox, envelope, together
 from tests.support.databases import KINDS
 

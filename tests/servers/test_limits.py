@@ -21,7 +21,7 @@ import requests
 from flask import Flask
 from sqlalchemy import select
 
-from async_hooks.outbox.schema import deliveries
+from async_hooks.outbox.sql.schema import deliveries
 from async_hooks.state import state_of
 from tests.servers import limited_shop
 from tests.support.databases import KINDS, fresh_database

@@ -20,8 +20,8 @@ from typing import Any, TypeVar
 from sqlalchemy import Connection as CoreConnection
 from sqlalchemy import Engine, exc
 
-from ..errors import DataError, OutboxUnavailable
-from ..host.per_process import PerProcess
+from ...errors import DataError, OutboxUnavailable
+from ...host.per_process import PerProcess
 from . import tables
 from .clock import Clock
 from .connections import CommitUncertain, Connection, Pool

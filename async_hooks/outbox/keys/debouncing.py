@@ -8,12 +8,12 @@ from typing import Any
 from sqlalchemy import bindparam, select, update
 from sqlalchemy.sql.dml import UpdateBase
 
-from ..envelope import Envelope
-from ..errors import OutboxUnavailable
-from .connections import Connection
-from .database import Database
-from .rows import INSERT, latest_holder
-from .schema import deliveries
+from ...envelope import Envelope
+from ...errors import OutboxUnavailable
+from ..rows import INSERT, latest_holder
+from ..sql.connections import Connection
+from ..sql.database import Database
+from ..sql.schema import deliveries
 
 _d = deliveries.c
 

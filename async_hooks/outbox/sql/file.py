@@ -11,7 +11,7 @@ from urllib.parse import unquote
 
 from sqlalchemy import URL, exc
 
-from ..errors import ConfigError
+from ...errors import ConfigError
 
 #: What SQLite writes beside a file, by what it adds to its name.
 _BESIDE = ("-wal", "-shm", "-journal")

@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, MetaData, Table, exc, func, inspect, select
 
-from ..errors import OutboxUnavailable
+from ...errors import OutboxUnavailable
 from .engines import TAKE_LONG, check_file, driver_error
 from .presence import Presence
 from .schema import VERSION, metadata, version

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from sqlalchemy import Connection
 
-from ..host.runtime_dir import runtime_dir
+from ...host.runtime_dir import runtime_dir
 from .file import opened_path
 
 _NAME = "tables"

@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from sqlalchemy import URL, Dialect, Engine, create_engine, event, exc, make_url
 
-from ..errors import ConfigError, OutboxUnavailable
+from ...errors import ConfigError, OutboxUnavailable
 from .file import path_of, secure
 
 #: Seconds that a transaction waits for its turn, all tries taken together.

@@ -9,11 +9,11 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.sql.dml import UpdateBase
 
-from ..delivery import DeliveryState
-from ..envelope import Hold
-from .connections import Connection
-from .database import Database
-from .schema import deliveries, pauses
+from ...delivery import DeliveryState
+from ...envelope import Hold
+from ..sql.connections import Connection
+from ..sql.database import Database
+from ..sql.schema import deliveries, pauses
 
 _d = deliveries.c
 

@@ -8,16 +8,16 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from ..delivery import DeliveryState
-from ..envelope import Hold
-from ..limits import key_texts, limits_of
-from ..state import State
-from ..task import AsyncTask
-from .database import Database
+from ...delivery import DeliveryState
+from ...envelope import Hold
+from ...limits import key_texts, limits_of
+from ...state import State
+from ...task import AsyncTask
+from ..report import in_words, moment
+from ..sql.database import Database
+from ..sql.schema import deliveries
 from .held import BY, heads, promoted, takes_turns
 from .promotion import FREE_AT, turn_of
-from .report import in_words, moment
-from .schema import deliveries
 
 _d = deliveries.c
 

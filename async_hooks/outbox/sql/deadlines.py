@@ -15,7 +15,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, TypeVar
 
-from ..host.timer import Call, call_later, cancel
+from ...host.timer import Call, call_later, cancel
 
 T = TypeVar("T")
 

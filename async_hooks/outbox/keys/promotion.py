@@ -15,14 +15,14 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 from sqlalchemy.sql.dml import UpdateBase
 
-from ..delivery import DeliveryState
-from ..envelope import Hold
-from ..limits import Limits
-from .connections import Connection
-from .database import Database
+from ...delivery import DeliveryState
+from ...envelope import Hold
+from ...limits import Limits
+from ..sql.connections import Connection
+from ..sql.database import Database
+from ..sql.schema import deliveries, keys
+from ..sql.statements import InsertMissing
 from .held import BY, PAGE, Kinds, due, heads, hold_again, promoted, stuck, takes_turns
-from .schema import deliveries, keys
-from .statements import InsertMissing
 
 _d = deliveries.c
 

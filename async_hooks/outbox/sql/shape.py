@@ -6,7 +6,7 @@ from typing import Any, TypeAlias
 
 from sqlalchemy import Column, Connection, Index, Table, inspect
 
-from ..errors import OutboxUnavailable
+from ...errors import OutboxUnavailable
 from .schema import metadata
 
 #: A part of the tables.
