@@ -15,11 +15,12 @@ from typing import Any
 
 import blinker
 import pytest
-from flask import Flask
+from flask import Flask, has_request_context
 
 from async_hooks import (
     AsyncHooks,
     AsyncTask,
+    Auth,
     ConfigError,
     DataError,
     Delivery,
@@ -549,6 +550,33 @@ def test_a_receiver_whose_name_can_not_be_kept_fails_the_run_and_not_the_visitor
     with shop.app.app_context():
         [(_, launched)] = blinker.signal(action).send(shop.app)
         assert "no text of up to 255 characters" in str(shop.wait_for(launched, "discarded").error)
+
+
+def test_an_end_is_told_although_the_visitor_is_gone(shops: list[Shop], action: str) -> None:
+    shop = open_shop(shops)
+    visitors: list[str | None] = ["ada"]
+    told: list[Any] = []
+    shop.hooks.identity(lambda: visitors[0] if has_request_context() else None, lambda user: None)
+    make_task(
+        shop.hooks,
+        action,
+        auth_level=Auth.LOGGED_IN,
+        finish=lambda self, result, data: told.append(("finish", result)),
+        discarded=lambda self, data, error: told.append(("discarded", error)),
+    )
+    for name in ("one", "two"):
+        shop.hooks.receiver(action, name=name)(lambda sender, **data: None)
+
+    def launch() -> str:
+        blinker.signal(action).send(shop.app)
+        visitors[0] = None
+        return ""
+
+    shop.app.add_url_rule("/launch", view_func=launch)
+    shop.app.test_client().get("/launch")
+    wait_until(lambda: len(told) == 3)
+    gone = "The visitor it was launched for is gone."
+    assert sorted(told, key=str) == [*[("discarded", gone)] * 2, ("finish", {})]
 
 
 def test_a_finish_that_fails_is_retried_and_runs_nothing_else_again(

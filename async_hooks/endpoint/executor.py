@@ -146,7 +146,8 @@ def _resolve(attempt: Attempt) -> type[AsyncTask] | Verdict:
         problem = explain_shared_name(attempt.state, task, anonymous=attempt.anonymous)
         if problem is not None:
             return Verdict(Outcome.UNKNOWN, problem)
-    if not admits(task.auth_level, anonymous=attempt.anonymous):
+    # An end is told whoever is gone meanwhile.
+    if not (envelope.tells_of_an_end or admits(task.auth_level, anonymous=attempt.anonymous)):
         return Verdict(Outcome.DISCARDED, "The visitor it was launched for is gone.")
     return too_old_to_begin(attempt) or task
 

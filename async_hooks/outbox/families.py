@@ -1,6 +1,7 @@
 """What operators change of deliveries and their families; each function runs in a transaction.
 
-Locks are taken from the parent to its children, so that two changes never wait for each other.
+Locks are taken from the parent to its children, so that two changes end one after the other. With
+a claim, one may still meet in a deadlock on MariaDB: then it is begun again.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from sqlalchemy import ColumnElement, and_, case, func, null, or_, select, true,
 from ..delivery import UNFINISHED, DeliveryState
 from . import groups
 from .attempts import FREED
-from .connections import Connection
-from .schema import deliveries
+from .sql.connections import Connection
+from .sql.schema import deliveries
 
 _d = deliveries.c
 _UNSUCCESSFUL = (
