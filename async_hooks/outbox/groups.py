@@ -69,6 +69,7 @@ _CLOSE: UpdateBase = (
         finished_at=sa.bindparam("at"),
         unique_key=sa.case((_IS_FREED, sa.null()), else_=_d.unique_key),
         key_until=sa.bindparam("at", type_=sa.Double) + _d.unique_for,
+        paused=sa.null(),
         result=sa.bindparam("outcome"),
     )
 )

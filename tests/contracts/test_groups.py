@@ -135,6 +135,16 @@ def test_a_paused_part_that_is_to_be_retried_is_held(outbox: Outbox) -> None:
     assert len(outbox.claim(kinds=known)) == 2
 
 
+def test_a_paused_group_whose_running_parts_end_is_closed_and_no_longer_paused(
+    outbox: Outbox,
+) -> None:
+    parent, parts = parts_of(outbox)
+    assert outbox.queries.pause_delivery(parent.id)
+    assert all(outbox.complete(part) for part in parts)
+    row = outbox.row(parent.id)
+    assert (row["state"], row["paused"]) == ("completed", None)
+
+
 def test_a_group_is_purged_as_a_whole_and_not_before_its_end_was_told(outbox: Outbox) -> None:
     parent, (one, two) = parts_of(outbox)
     outbox.complete(one)
