@@ -130,7 +130,7 @@ def time_purge(outbox: Store) -> list[float]:
     times, found = [], 1
     queries = Queries(outbox.database, outbox.audiences, outbox.now)
     while found:
-        found, microseconds = _timed(queries.purge_batch, 0)
+        (found, _), microseconds = _timed(queries.purge_page, 0)
         times.append(microseconds)
     return times
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, case, func, null, or_, select, true, update
+from sqlalchemy import ColumnElement, and_, case, null, or_, select, true, update
 
 from ..delivery import UNFINISHED, DeliveryState
 from . import groups
@@ -152,24 +152,3 @@ def _set_paused(
     family = or_(_d.id == delivery_id, _d.parent_id == delivery_id)
     change = update(deliveries).where(which, family, _d.state.in_(UNFINISHED)).values(**values)
     return connection.execute(change).rowcount
-
-
-def is_purgeable(limit: float, now: float) -> ColumnElement[bool]:
-    """Return what holds for a delivery that finished before ``limit``, as all its family did.
-
-    And whose unique key is free ``now``.
-
-    A parent finishes last, so it speaks for its children; what tells of its end comes behind.
-    Only what is final has finished; asked for its state, a database may read all that is.
-    """
-    parent, notice = deliveries.alias("parent").c, deliveries.alias("notice").c
-    is_open = select(parent.id).where(
-        parent.id == func.coalesce(_d.parent_id, _d.root_id),
-        or_(parent.finished_at.is_(None), parent.finished_at >= limit),
-    )
-    is_told = select(notice.id).where(
-        notice.root_id == func.coalesce(_d.parent_id, _d.id),
-        or_(notice.finished_at.is_(None), notice.finished_at >= limit),
-    )
-    is_free = or_(_d.unique_key.is_(None), _d.key_until <= now)
-    return and_(_d.finished_at < limit, is_free, ~is_open.exists(), ~is_told.exists())

@@ -6,11 +6,11 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, delete, func, or_, select
+from sqlalchemy import ColumnElement, and_, func, or_, select
 
 from ..delivery import SHOWN, UNFINISHED, DeliveryState
 from ..validation import checked, seconds_or_zero
-from . import families, groups
+from . import families, groups, purging
 from .checkpoints import WITH_SHOWN
 from .claiming import paused, queue_heads
 from .pauses import pause, resume
@@ -18,7 +18,7 @@ from .processes import BATCH
 from .rows import shown_state
 from .sql.connections import Connection
 from .sql.database import Database
-from .sql.schema import deliveries, progress
+from .sql.schema import deliveries
 
 _d = deliveries.c
 #: What executes is left alone, and what waits for its children, which may be a moment old.
@@ -155,21 +155,22 @@ class Queries:
 
     def purging(self, older_than: float | timedelta) -> Iterator[int]:
         """Do the same in short transactions, and return how many each deleted."""
-        while number := self.purge_batch(older_than):
-            yield number
+        after: float | None = 0.0
+        while after is not None:
+            number, after = self.purge_page(older_than, after)
+            if number:
+                yield number
 
-    def purge_batch(self, older_than: float | timedelta) -> int:
-        """Delete some of those, the oldest, in one short transaction; return how many."""
-        old = select(_d.id).where(self._finished(older_than)).order_by(_d.finished_at).limit(BATCH)
+    def purge_page(
+        self, older_than: float | timedelta, after: float = 0.0
+    ) -> tuple[int, float | None]:
+        """Delete what may go of the next that finished ``after`` a time; return how many.
 
-        def body(connection: Connection) -> int:
-            rows = connection.execute(old.with_for_update(skip_locked=True)).rows
-            if ids := [row.id for row in rows]:
-                connection.execute(delete(progress).where(progress.c.id.in_(ids)))
-                connection.execute(delete(deliveries).where(_d.id.in_(ids)))
-            return len(rows)
-
-        return self._database.transaction(body)
+        And after which time to go on, None at the end: what has to stay, because its family is
+        unfinished, is looked at page by page, and not under a lock.
+        """
+        limit = self._limit(older_than)
+        return purging.page(self._database, self._is_ours(), limit, self._now(), after)
 
     def purgeable(self, older_than: float | timedelta) -> int:
         """Return how many a purge would delete."""
@@ -215,8 +216,11 @@ class Queries:
 
     def _finished(self, older_than: float | timedelta) -> ColumnElement[bool]:
         """Return what a purge deletes."""
-        limit = self._now() - checked(seconds_or_zero, older_than, "older_than")
-        return and_(self._is_ours(), families.is_purgeable(limit, self._now()))
+        is_purgeable = purging.is_purgeable(self._limit(older_than), self._now())
+        return and_(self._is_ours(), is_purgeable)
+
+    def _limit(self, older_than: float | timedelta) -> float:
+        return self._now() - checked(seconds_or_zero, older_than, "older_than")
 
     def _count(self, where: ColumnElement[bool]) -> int:
         query = select(func.count()).select_from(deliveries).where(where)

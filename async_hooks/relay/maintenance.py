@@ -61,6 +61,8 @@ class Maintenance:
         #: What the table says is ours and nobody here remembers.
         self._missing: set[str] = set()
         self._maintain_at = self._heartbeat_at = self._purge_at = float("-inf")
+        #: Up to which end what is old was looked at in this round.
+        self._purged_to = 0.0
         #: By how much the wall clock is ahead of the monotonic one, which nobody sets.
         self._clock_ahead = float("inf")
 
@@ -203,5 +205,6 @@ class Maintenance:
             for problem in self._outbox.orphaned():
                 logger.warning("%s", problem)
         if now >= self._purge_at:
-            purged = self._outbox.purge_batch(self._config.keep)
-            self._purge_at = now + (0 if purged else _PURGE_EVERY)
+            _, next_page = self._outbox.purge_page(self._config.keep, self._purged_to)
+            self._purged_to = next_page or 0.0
+            self._purge_at = now + (_PURGE_EVERY if next_page is None else 0)

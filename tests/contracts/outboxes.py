@@ -227,7 +227,7 @@ class Steps:
     def purge(self, before: float = NOW + 1) -> int:
         """Delete a batch of what finished ``before``."""
         with self.at(before):
-            return self.queries.purge_batch(0)
+            return self.queries.purge_page(0)[0]
 
 
 class Outbox(Steps):

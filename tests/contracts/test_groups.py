@@ -15,7 +15,7 @@ from sqlalchemy import update
 
 from async_hooks.delivery import DeliveryState, Ending
 from async_hooks.envelope import Envelope, new_id
-from async_hooks.outbox import groups
+from async_hooks.outbox import groups, purging
 from async_hooks.outbox.groups import Groups
 from async_hooks.outbox.rows import envelope_of, row_of
 from async_hooks.outbox.sql.schema import deliveries
@@ -157,6 +157,21 @@ def test_a_group_is_purged_as_a_whole_and_not_before_its_end_was_told(outbox: Ou
     assert outbox.complete(claimed, now=NOW + 150)
     assert outbox.purge(before=NOW + 150) == 0
     assert outbox.purge(before=NOW + 151) == 4
+
+
+def test_what_has_to_stay_keeps_a_purge_from_nothing_behind_it(
+    outbox: Outbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(purging, "BATCH", 2)
+    kept = [parts_of(outbox) for _ in range(3)]
+    for number, (_, (one, _)) in enumerate(kept):
+        outbox.complete(one, now=NOW + number)
+    for number in range(3):
+        outbox.complete(outbox.begun(), now=NOW + 10 + number)
+    with outbox.at(NOW + 100):
+        assert [*outbox.queries.purging(0)] == [1, 2]
+        assert outbox.queries.purge_page(0) == (0, NOW + 1)
+    assert len(outbox.rows()) == 9
 
 
 def test_a_finish_that_is_discarded_tells_nobody_and_ends_it(outbox: Outbox) -> None:

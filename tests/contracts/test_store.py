@@ -11,7 +11,7 @@ from sqlalchemy import update
 from async_hooks.delivery import DeliveryState, Ending
 from async_hooks.envelope import Envelope, Origin
 from async_hooks.errors import DataError
-from async_hooks.outbox import audiences, queries
+from async_hooks.outbox import audiences, purging, queries
 from async_hooks.outbox.claiming import QueueHead, queue_heads
 from async_hooks.outbox.processes import ProcessRow
 from async_hooks.outbox.sql.schema import deliveries
@@ -790,7 +790,7 @@ def test_a_parent_that_holds_a_unique_key_is_not_purged(outbox: Outbox) -> None:
 def test_a_purge_goes_in_bounded_batches_the_oldest_first(
     outbox: Outbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(queries, "BATCH", 2)
+    monkeypatch.setattr(purging, "BATCH", 2)
     finished = [outbox.begun() for _ in range(5)]
     for age, each in enumerate(finished):
         outbox.complete(each, now=NOW - age)

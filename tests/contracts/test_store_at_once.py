@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import create_engine, func, select
 
 from async_hooks.envelope import Envelope
-from async_hooks.outbox import queries
+from async_hooks.outbox import purging
 from async_hooks.outbox.sql.database import Database
 from async_hooks.outbox.sql.schema import deliveries
 from tests.contracts.outboxes import NOW, Outbox, Steps, Within, an_outbox, envelope, together
@@ -212,7 +212,7 @@ def test_a_transaction_that_has_read_learns_the_winner_of_a_unique_key(
 def test_two_purges_at_once_delete_each_row_once(
     outbox: Outbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(queries, "BATCH", 5)
+    monkeypatch.setattr(purging, "BATCH", 5)
     for _ in range(8):
         outbox.complete(outbox.begun())
     # Of the rows that the first has not locked, the second deletes as many as it finds free.
