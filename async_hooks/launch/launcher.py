@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from itertools import compress
+from operator import not_
 from typing import Any
 
 from ..context import admits
@@ -116,7 +117,7 @@ def launch(state: State, attempt: RunningTask | None, envelopes: Sequence[Envelo
         for each in envelopes
     ]
     at_once = [*compress(envelopes, is_at_once)]
-    later = [each for each, now in zip(envelopes, is_at_once, strict=True) if not now]
+    later = [*compress(envelopes, map(not_, is_at_once))]
     if at_once:
         winners.update(add(state, _parts(state, at_once)))
     if later:
@@ -157,7 +158,7 @@ def _parts(state: State, envelopes: Sequence[Envelope]) -> Sequence[Envelope]:
     first = envelopes[0]
     task: Any = state.tasks.find(first.task)
     # Who receives is decided when it runs, if that is later; and its claim frees its key.
-    has_time = first.run_at is not None or first.waiting_key is not None
+    has_time = first.run_at is not None or any(each.waiting_key for each in envelopes)
     if has_time or task.run_action is not AsyncTask.run_action:
         return envelopes
     receivers = receivers_of(state, task, anonymous=first.user is None)
